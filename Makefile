@@ -1,0 +1,60 @@
+# ATLAS: `make serve` runs it, `make test` proves it.
+SHELL := /bin/bash
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PYTHON ?= python3
+TORCH := torch==2.13.0
+LLAMA := llama-cpp-python==0.3.36
+NVCC := $(shell command -v nvcc 2>/dev/null)
+GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -1)
+LLAMA_FLAGS := -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
+
+.PHONY: help install serve test test-slow check bench nano clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+install: $(VENV)/.installed  ## create .venv with everything: server, MiniLM embedder, trainer, tests
+
+# torch first: anything that depends on it would otherwise pick a build of its own. A CUDA build of llama.cpp is compiled for
+# this machine and never taken from pip's cache, where a CPU build may lie.
+$(VENV)/.installed: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --upgrade pip
+	$(PY) -m pip install -q $(TORCH)
+ifneq ($(and $(GPU),$(NVCC)),)
+	@echo "GPU and nvcc found: building llama.cpp with CUDA (10-20 minutes)" >&2
+	CMAKE_ARGS="$(LLAMA_FLAGS) -DGGML_CUDA=ON" $(PY) -m pip install --no-cache-dir --no-binary llama-cpp-python $(LLAMA)
+else
+ifneq ($(GPU),)
+	@echo "GPU found, but no nvcc: llama.cpp is built for the CPU. See docs/operations.md, 'A GPU without nvcc'." >&2
+endif
+	@echo "building llama.cpp for this CPU (3-6 minutes, once)" >&2
+	CMAKE_ARGS="$(LLAMA_FLAGS)" $(PY) -m pip install -q $(LLAMA)
+endif
+	$(PY) -m pip install -q -e '.[embed,train,dev]'
+	touch $@
+
+serve: install  ## serve the best model this machine can run (nano if none is there)
+	$(VENV)/bin/atlas serve
+
+test: install check  ## everything that needs no GPU
+	$(PY) -m pytest -q
+
+test-slow: install  ## minutes-long tests: soak, retraining checks, editors and agents
+	$(PY) -m pytest -q -m slow
+
+check: install  ## static checks and the quick unit tests
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+bench: install  ## the engine beside llama-server, in one run
+	$(PY) benchmarks/engine.py
+
+nano: install  ## make the bundled model again from nothing (about an hour on one CPU core)
+	$(PY) -m nano.train
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

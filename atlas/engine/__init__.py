@@ -1,0 +1,10 @@
+"""Every model in this process.
+
+An engine takes a `Prompt` and returns a `Group`: n candidates of one prompt, streamed together, each handed on the moment it
+ends. Three engines show this face: a llama.cpp context in this process, any OpenAI-compatible server, and a script for tests.
+"""
+
+from atlas.engine.face import Engine
+from atlas.engine.group import Group
+
+__all__ = ["Engine", "Group"]

@@ -1,0 +1,45 @@
+"""The face every engine shows: in-process, remote and scripted alike. One contract suite holds all three to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from atlas.engine.group import Group
+from atlas.types import Capabilities, Embeddings, EngineStats, Prompt
+
+
+class Engine(Protocol):
+    """A model that answers prompts. All methods are called from one event loop.
+
+    Everything that is wrong with a prompt is raised by `submit`, before any token is generated: `BadRequest` and its leaves,
+    `ModelNotFound`, `EngineOverloaded` when the bounded queue is full.
+    """
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def stats(self) -> EngineStats: ...
+
+    async def submit(self, prompt: Prompt) -> Group:
+        """Queue a prompt; generation goes on whether or not the group is read, until it ends or is cancelled."""
+
+    async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
+        """Unit-length vectors of texts or token sequences.
+
+        Raises:
+            Unsupported: this engine has no embedding model.
+            ContextLengthExceeded: an input is longer than the embedding model reads.
+        """
+
+    async def count_tokens(self, prompt: Prompt) -> int:
+        """Tokens of the prompt as `submit` would feed them, without generating."""
+
+    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids; `special` parses control tokens such as <|im_end|> out of the text."""
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """Text of token ids; invalid UTF-8 becomes U+FFFD. Raises BadRequest on an id outside the vocabulary."""
+
+    async def close(self) -> None:
+        """Abort what runs, free the model. Idempotent."""

@@ -1,0 +1,160 @@
+"""Settings: atlas.toml plus ATLAS_<SECTION>_<NAME> variables, decoded once into frozen structs.
+
+`atlas.toml` at the root of the repository (inside the wheel: `atlas/atlas.toml`) is complete: a test holds it equal to the
+defaults here. Secrets are never settings: they live in the data directory or come from ATLAS_API_KEY.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from atlas.errors import SettingsError
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of atlas.toml; an unknown key is an error, not a silence."""
+
+
+class ServerSettings(Section):
+    """The listening side."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    insecure_http: bool = False
+    cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    body_limit_bytes: Positive = 8 * 1024 * 1024
+    drain_timeout_s: Seconds = 3.0
+    ping_interval_s: Seconds = 10.0
+    restart_limit: Positive = 5
+
+
+class AuthSettings(Section):
+    """Who may ask."""
+
+    mode: Literal["keys", "off"] = "keys"
+
+
+class EngineSettings(Section):
+    """The model and how it runs; 0 stands for "derive it" where the comment in atlas.toml says so."""
+
+    model: str = "auto"
+    context_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    max_sequences: Annotated[int, msgspec.Meta(ge=1, le=200)] = 32
+    cached_sequences: Annotated[int, msgspec.Meta(ge=0, le=56)] = 32
+    max_waiting: Positive = 256
+    max_tokens: Positive = 4096
+    prefill_chunk_tokens: Annotated[int, msgspec.Meta(ge=16, le=2048)] = 256
+    threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
+    embedder: str = "auto"
+    offline: bool = False
+
+
+class RemoteSettings(Section):
+    """An OpenAI-compatible server used instead of a model in this process; empty url = off. Its key comes from ATLAS_REMOTE_KEY."""
+
+    url: str = ""
+    model: str = ""
+    timeout_s: Seconds = 600.0
+
+
+class AnthropicSettings(Section):
+    """The Anthropic dialect."""
+
+    model_map: bool = True
+
+
+class LogSettings(Section):
+    """What goes to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Settings(Section):
+    """Everything; a room receives its own section only."""
+
+    data_dir: str = ""
+    server: ServerSettings = ServerSettings()
+    auth: AuthSettings = AuthSettings()
+    engine: EngineSettings = EngineSettings()
+    remote: RemoteSettings = RemoteSettings()
+    anthropic: AnthropicSettings = AnthropicSettings()
+    log: LogSettings = LogSettings()
+
+
+def load_settings(
+    path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None
+) -> Settings:
+    """Read `path` (None: defaults only), then ATLAS_* variables, then `overrides` ("section.name" -> value, None skipped).
+
+    Raises:
+        SettingsError: the file cannot be read, is not TOML, or a value has the wrong name, type or range.
+    """
+    table = _read(path) if path else {}
+    for dotted, value in {**_from_environ(environ), **(overrides or {})}.items():
+        if value is not None:
+            _put(table, dotted, value)
+    try:
+        return msgspec.convert(table, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"settings: {error}") from None
+
+
+def data_dir(settings: Settings, environ: Mapping[str, str]) -> Path:
+    """`data_dir`, else ATLAS_HOME, else $XDG_DATA_HOME/atlas, else ~/.local/share/atlas."""
+    if chosen := settings.data_dir or environ.get("ATLAS_HOME"):
+        return Path(chosen).expanduser().absolute()
+    base = environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser().absolute() / "atlas"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    """ATLAS_ENGINE_THREADS=4 -> engine.threads; lists are comma-separated. Other ATLAS_* names are left alone."""
+    found: dict[str, Any] = {}
+    for section in msgspec.structs.fields(Settings):
+        if not isinstance(section.type, type) or not issubclass(section.type, Section):
+            continue
+        for field in msgspec.structs.fields(section.type):
+            text = environ.get(f"ATLAS_{section.name}_{field.name}".upper())
+            if text is not None:
+                is_list = isinstance(field.default, tuple)
+                found[f"{section.name}.{field.name}"] = [part for part in text.split(",") if part] if is_list else text
+    return found
+
+
+def _put(table: dict[str, Any], dotted: str, value: Any) -> None:
+    section, _, name = dotted.rpartition(".")
+    target = table.setdefault(section, {}) if section else table
+    if not isinstance(target, dict):
+        raise SettingsError(f"settings: [{section}] must be a table")
+    target[name] = value
+
+
+def packaged(name: str) -> Path:
+    """A file or folder shipped with ATLAS: inside the wheel, or at the root of a checkout.
+
+    `os.fspath`-able; may not exist (a wheel built without it).
+    """
+    inside = Path(os.fspath(__file__)).parent / name
+    return inside if inside.exists() else Path(__file__).parents[1] / name

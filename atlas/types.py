@@ -1,0 +1,246 @@
+"""The values that travel between rooms: frozen, pure, without storage ids.
+
+Texts are Python strings, token ids are plain ints of the loaded model's vocabulary, log-probabilities are natural logarithms,
+durations are seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "tool_calls", "abort"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of every value here: frozen, keyword-only."""
+
+
+class ToolCall(Value):
+    """One call the model asks for; `arguments` is JSON text exactly as generated."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Tool(Value):
+    """A function the model may call; `parameters` is its JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+    strict: bool = False
+
+
+class Message(Value):
+    """One turn of a conversation; `reasoning` is an assistant's thinking, kept apart from what it said."""
+
+    role: Role
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class Sampling(Value):
+    """How one candidate's tokens are drawn; None means the model's recommended value.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: 0 is off.
+        seed: candidate i of a group draws with `candidate_seed(seed, i)`; None draws a fresh seed.
+        repetition_penalty: multiplicative, over the last 64 tokens; 1 is off (llama.cpp's definition).
+        frequency_penalty: subtracted once per earlier occurrence in the answer (OpenAI's definition).
+        presence_penalty: subtracted once if the token occurred in the answer (OpenAI's definition).
+        logit_bias: added to the logits of these token ids.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+
+
+def candidate_seed(seed: int, index: int) -> int:
+    """Seed of candidate `index`, 32 bits: candidate 0 keeps the seed, so that n=1 and n=k agree on it.
+
+    The step is 2**32 / golden ratio, so that neighbouring seeds with several candidates do not overlap.
+    """
+    return (seed + index * 0x9E3779B9) & 0xFFFFFFFF
+
+
+class Prompt(Value):
+    """What an engine takes: exactly one of `messages`, `text` (with or without `suffix`) and `tokens`.
+
+    Attributes:
+        model: id of the model; an engine that runs another one refuses.
+        text: raw prompt, special tokens in it are parsed; no template is applied.
+        suffix: what follows the gap; makes `text` a fill-in-the-middle prompt.
+        sampling: one for all candidates, or one per candidate.
+        n: number of candidates, 1..128.
+        stop: strings that end an answer and are not part of it.
+        max_tokens: bound on generated tokens per candidate, thinking included; None means the rest of the context, up to a setting.
+        tool_choice: "auto", "none", "required", or the name of one tool as "tool:NAME".
+        json_schema: the answer must be JSON of this schema; `{}` means any JSON object.
+        top_logprobs: None for no log-probabilities, else how many alternatives (0..20) beside each chosen token.
+        thinking: None leaves it to the model's template; False asks for none.
+        thinking_budget_tokens: thinking is closed after this many tokens.
+        features: ask for hidden-state features in each `Generation`.
+        owner: whose request this is, for fairness.
+        priority: 0 (first) to 2.
+        deadline_s: give up (finish reason "abort") this long after submission.
+    """
+
+    model: str = ""
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    suffix: str | None = None
+    tokens: tuple[int, ...] | None = None
+    sampling: tuple[Sampling, ...] = (Sampling(),)
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    parallel_tool_calls: bool = True
+    json_schema: dict[str, Any] | None = None
+    top_logprobs: int | None = None
+    thinking: bool | None = None
+    thinking_budget_tokens: int | None = None
+    adapter: str | None = None
+    features: bool = False
+    owner: str = ""
+    priority: int = 1
+    deadline_s: float | None = None
+
+
+class TokenLogprob(Value):
+    """Log-probability of one generated token under the model's own distribution (before temperature, penalties, bias)."""
+
+    token: int
+    text: bytes
+    logprob: float
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+class ToolCallDelta(Value):
+    """A piece of a tool call: `id` and `name` come with the first piece, `arguments` in pieces of valid UTF-8."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class Delta(Value):
+    """What one candidate gained since its last Delta; `finish_reason` is set on its last one."""
+
+    index: int = 0
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+class Timings(Value):
+    """Where one candidate's time went, in seconds since submission (`first_token_s`) or between tokens."""
+
+    queue_s: float = 0.0
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+
+
+class Features(Value):
+    """Hidden state after the output norm over the generated tokens, float32, length = model width."""
+
+    mean: tuple[float, ...]
+    last: tuple[float, ...]
+
+
+class Generation(Value):
+    """One finished candidate.
+
+    Attributes:
+        tokens: ids generated, the end-of-turn token excluded.
+        num_tokens: tokens generated, end-of-turn included: what usage counts.
+        mean_logprob: mean log-probability of the generated tokens; a remote engine that sends none leaves None.
+    """
+
+    index: int
+    text: str
+    finish_reason: FinishReason
+    model: str
+    reasoning: str = ""
+    reasoning_tokens: int = 0
+    tool_calls: tuple[ToolCall, ...] = ()
+    tokens: tuple[int, ...] = ()
+    num_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    mean_logprob: float | None = None
+    features: Features | None = None
+    timings: Timings = Timings()
+
+
+class Embeddings(Value):
+    """Unit-length vectors, one per input, and how many tokens they cost."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    num_tokens: int
+    model: str
+
+
+class Capabilities(Value):
+    """What an engine can honour; the contract suite and the gateway ask only for what is declared here."""
+
+    model: str
+    architecture: str
+    context_tokens: int
+    vocab_size: int = 0
+    size_bytes: int = 0
+    num_parameters: int = 0
+    max_candidates: int = 128
+    logprobs: bool = False
+    features: bool = False
+    tools: bool = False
+    json_schema: bool = False
+    thinking: bool = False
+    fill_in_middle: bool = False
+    tokenize: bool = False
+    embeddings: str | None = None  # name of the embedding model
+    embedding_width: int = 0
+
+
+class EngineStats(Value):
+    """A snapshot for /metrics; counters grow for the life of the process."""
+
+    num_running: int = 0  # sequences decoding or prefilling
+    num_waiting: int = 0  # candidates queued
+    cells_used: int = 0  # KV cells held, cached prefixes included
+    cells_live: int = 0  # KV cells held by running sequences
+    cells_total: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens served from the prefix tree
+    generated_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    step_s: float = 0.0  # time in steps, decode included
+    decode_s: float = 0.0  # time inside llama_decode
+
+
+class Principal(Value):
+    """Who is asking: an API key and the rights it carries."""
+
+    key_id: str
+    name: str
+    owner: str
+    scopes: frozenset[str] = frozenset()
