@@ -62,7 +62,7 @@ class EngineSettings(Section):
 
 
 class RemoteSettings(Section):
-    """An OpenAI-compatible server used instead of a model in this process; empty url = off. Its key comes from ATLAS_REMOTE_KEY."""
+    """An OpenAI-compatible server used instead of a model in this process; its key comes from ATLAS_REMOTE_KEY."""
 
     url: str = ""
     model: str = ""
@@ -94,9 +94,7 @@ class Settings(Section):
     log: LogSettings = LogSettings()
 
 
-def load_settings(
-    path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None
-) -> Settings:
+def load_settings(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read `path` (None: defaults only), then ATLAS_* variables, then `overrides` ("section.name" -> value, None skipped).
 
     Raises:

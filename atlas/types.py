@@ -88,7 +88,7 @@ class Prompt(Value):
         sampling: one for all candidates, or one per candidate.
         n: number of candidates, 1..128.
         stop: strings that end an answer and are not part of it.
-        max_tokens: bound on generated tokens per candidate, thinking included; None means the rest of the context, up to a setting.
+        max_tokens: bound on generated tokens per candidate, thinking included; None: the rest of the context, up to a setting.
         tool_choice: "auto", "none", "required", or the name of one tool as "tool:NAME".
         json_schema: the answer must be JSON of this schema; `{}` means any JSON object.
         top_logprobs: None for no log-probabilities, else how many alternatives (0..20) beside each chosen token.

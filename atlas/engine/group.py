@@ -13,8 +13,8 @@ Cancel = Callable[[frozenset[int]], None]
 class Group:
     """n candidates of one prompt. Created by an engine; read by whoever submitted.
 
-    The engine calls `put`, `finish` and `fail` in the event loop's thread; readers iterate. The deltas can be read once; `finished()`
-    yields every Generation to each of its readers. A group nobody reads holds at most n * max_tokens small values.
+    The engine calls `put`, `finish` and `fail` in the event loop's thread; readers iterate. The deltas can be read once;
+    `finished()` yields every Generation to each of its readers. A group nobody reads holds at most n * max_tokens small values.
 
     Attributes:
         num_candidates: how many candidates will finish; indices are 0..num_candidates-1.
