@@ -25,7 +25,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A table of atlas.toml; an unknown key is an error, not a silence."""
 
 
-class ServerSettings(Section):
+class ServerSettings(Section, frozen=True, kw_only=True):
     """The listening side."""
 
     host: str = "127.0.0.1"
@@ -39,13 +39,13 @@ class ServerSettings(Section):
     restart_limit: Positive = 5
 
 
-class AuthSettings(Section):
+class AuthSettings(Section, frozen=True, kw_only=True):
     """Who may ask."""
 
     mode: Literal["keys", "off"] = "keys"
 
 
-class EngineSettings(Section):
+class EngineSettings(Section, frozen=True, kw_only=True):
     """The model and how it runs; 0 stands for "derive it" where the comment in atlas.toml says so."""
 
     model: str = "auto"
@@ -61,7 +61,7 @@ class EngineSettings(Section):
     offline: bool = False
 
 
-class RemoteSettings(Section):
+class RemoteSettings(Section, frozen=True, kw_only=True):
     """An OpenAI-compatible server used instead of a model in this process; its key comes from ATLAS_REMOTE_KEY."""
 
     url: str = ""
@@ -69,20 +69,20 @@ class RemoteSettings(Section):
     timeout_s: Seconds = 600.0
 
 
-class AnthropicSettings(Section):
+class AnthropicSettings(Section, frozen=True, kw_only=True):
     """The Anthropic dialect."""
 
     model_map: bool = True
 
 
-class LogSettings(Section):
+class LogSettings(Section, frozen=True, kw_only=True):
     """What goes to stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
 
 
-class Settings(Section):
+class Settings(Section, frozen=True, kw_only=True):
     """Everything; a room receives its own section only."""
 
     data_dir: str = ""

@@ -18,7 +18,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of every value here: frozen, keyword-only."""
 
 
-class ToolCall(Value):
+class ToolCall(Value, frozen=True, kw_only=True):
     """One call the model asks for; `arguments` is JSON text exactly as generated."""
 
     id: str
@@ -26,7 +26,7 @@ class ToolCall(Value):
     arguments: str
 
 
-class Tool(Value):
+class Tool(Value, frozen=True, kw_only=True):
     """A function the model may call; `parameters` is its JSON schema."""
 
     name: str
@@ -35,7 +35,7 @@ class Tool(Value):
     strict: bool = False
 
 
-class Message(Value):
+class Message(Value, frozen=True, kw_only=True):
     """One turn of a conversation; `reasoning` is an assistant's thinking, kept apart from what it said."""
 
     role: Role
@@ -46,7 +46,7 @@ class Message(Value):
     name: str | None = None
 
 
-class Sampling(Value):
+class Sampling(Value, frozen=True, kw_only=True):
     """How one candidate's tokens are drawn; None means the model's recommended value.
 
     Attributes:
@@ -78,7 +78,7 @@ def candidate_seed(seed: int, index: int) -> int:
     return (seed + index * 0x9E3779B9) & 0xFFFFFFFF
 
 
-class Prompt(Value):
+class Prompt(Value, frozen=True, kw_only=True):
     """What an engine takes: exactly one of `messages`, `text` (with or without `suffix`) and `tokens`.
 
     Attributes:
@@ -123,7 +123,7 @@ class Prompt(Value):
     deadline_s: float | None = None
 
 
-class TokenLogprob(Value):
+class TokenLogprob(Value, frozen=True, kw_only=True):
     """Log-probability of one generated token under the model's own distribution (before temperature, penalties, bias)."""
 
     token: int
@@ -132,7 +132,7 @@ class TokenLogprob(Value):
     top: tuple[tuple[int, bytes, float], ...] = ()
 
 
-class ToolCallDelta(Value):
+class ToolCallDelta(Value, frozen=True, kw_only=True):
     """A piece of a tool call: `id` and `name` come with the first piece, `arguments` in pieces of valid UTF-8."""
 
     index: int
@@ -141,7 +141,7 @@ class ToolCallDelta(Value):
     arguments: str = ""
 
 
-class Delta(Value):
+class Delta(Value, frozen=True, kw_only=True):
     """What one candidate gained since its last Delta; `finish_reason` is set on its last one."""
 
     index: int = 0
@@ -152,7 +152,7 @@ class Delta(Value):
     finish_reason: FinishReason | None = None
 
 
-class Timings(Value):
+class Timings(Value, frozen=True, kw_only=True):
     """Where one candidate's time went, in seconds since submission (`first_token_s`) or between tokens."""
 
     queue_s: float = 0.0
@@ -160,14 +160,14 @@ class Timings(Value):
     total_s: float = 0.0
 
 
-class Features(Value):
+class Features(Value, frozen=True, kw_only=True):
     """Hidden state after the output norm over the generated tokens, float32, length = model width."""
 
     mean: tuple[float, ...]
     last: tuple[float, ...]
 
 
-class Generation(Value):
+class Generation(Value, frozen=True, kw_only=True):
     """One finished candidate.
 
     Attributes:
@@ -191,7 +191,7 @@ class Generation(Value):
     timings: Timings = Timings()
 
 
-class Embeddings(Value):
+class Embeddings(Value, frozen=True, kw_only=True):
     """Unit-length vectors, one per input, and how many tokens they cost."""
 
     vectors: tuple[tuple[float, ...], ...]
@@ -199,7 +199,7 @@ class Embeddings(Value):
     model: str
 
 
-class Capabilities(Value):
+class Capabilities(Value, frozen=True, kw_only=True):
     """What an engine can honour; the contract suite and the gateway ask only for what is declared here."""
 
     model: str
@@ -220,7 +220,7 @@ class Capabilities(Value):
     embedding_width: int = 0
 
 
-class EngineStats(Value):
+class EngineStats(Value, frozen=True, kw_only=True):
     """A snapshot for /metrics; counters grow for the life of the process."""
 
     num_running: int = 0  # sequences decoding or prefilling
@@ -237,7 +237,7 @@ class EngineStats(Value):
     decode_s: float = 0.0  # time inside llama_decode
 
 
-class Principal(Value):
+class Principal(Value, frozen=True, kw_only=True):
     """Who is asking: an API key and the rights it carries."""
 
     key_id: str
