@@ -1,0 +1,76 @@
+"""What the gateway needs from the rest of the program; `app.py` wires it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import msgspec
+
+from atlas.engine import Engine
+from atlas.settings import AnthropicSettings, AuthSettings, ServerSettings
+from atlas.types import Principal
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of the catalogue, loaded or not.
+
+    Attributes:
+        created: Unix seconds.
+        context_tokens: 0 if unknown before the model is loaded.
+    """
+
+    id: str
+    created: int = 0
+    owned_by: str = "atlas"
+    context_tokens: int = 0
+
+
+class ModelCatalog(Protocol):
+    """The models this server knows. Called from the event loop: must not block."""
+
+    def loaded_id(self) -> str | None:
+        """Id of the model the engine runs; None while none is loaded."""
+
+    def ids(self) -> Sequence[str]:
+        """Ids a request may name: the loaded one first, then those registered on this machine."""
+
+    def info(self, model_id: str) -> ModelInfo | None:
+        """What is known about a model; None for an unknown id."""
+
+
+class KeyVerifier(Protocol):
+    """Turns an API key into the one who holds it."""
+
+    async def verify(self, token: str) -> Principal:
+        """Raises Unauthorized: the key is unknown, revoked or expired."""
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether requests can be answered, and why not or only partly. `draining` is the gateway's to say."""
+
+    status: Literal["loading", "ready", "degraded", "draining"]
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayDeps:
+    """Everything the gateway is given.
+
+    Attributes:
+        engine: the engine, or None while the model loads: then answering routes say 503 with Retry-After.
+        readiness: for /readyz; asked on each call, so it must be cheap.
+        draining: set when the server begins to stop. From then on new requests get 503; open answers go on for
+            `server.drain_timeout_s`, then end with an error event. The HTTP server should wait about a second longer.
+    """
+
+    engine: Callable[[], Engine | None]
+    models: ModelCatalog
+    keys: KeyVerifier
+    readiness: Callable[[], Readiness]
+    server: ServerSettings = field(default_factory=ServerSettings)
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    anthropic: AnthropicSettings = field(default_factory=AnthropicSettings)
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
