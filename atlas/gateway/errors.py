@@ -1,0 +1,126 @@
+"""The one place where errors become JSON, in the dialect of the route that was called."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import (
+    HTTPException,
+    MethodNotAllowedException,
+    NotFoundException,
+    ValidationException,
+)
+
+from atlas.errors import AtlasError, BadRequest, EngineFailed, NotFound, PayloadTooLarge
+from atlas.gateway.anthropic_wire import AnthropicError, AnthropicErrorReply
+from atlas.gateway.wire import ErrorBody, ErrorReply
+
+log = structlog.get_logger("atlas.gateway")
+
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+RETRY_AFTER_S = 1.0  # when the error names none; chosen, unmeasured
+
+
+class MethodNotAllowed(AtlasError):
+    """The route exists, but not for this method."""
+
+    status = 405
+    code = "method_not_allowed"
+    type = "invalid_request_error"
+
+
+class UnsupportedMediaType(AtlasError):
+    """The body is not plain JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+    type = "invalid_request_error"
+
+
+class HostNotAllowed(BadRequest):
+    """The Host header names a machine we do not answer for."""
+
+    code = "host_not_allowed"
+
+
+def to_atlas_error(error: Exception, *, method: str, path: str) -> AtlasError:
+    """The error as one of ours; what nobody foresaw becomes `EngineFailed` without its text."""
+    match error:
+        case AtlasError():
+            return error
+        case ValidationException():
+            return _validation(error)
+        case NotFoundException():
+            return NotFound(f"no route {method} {path}; /openapi.json lists them all")
+        case MethodNotAllowedException():
+            return MethodNotAllowed(f"{path} does not take {method}")
+        case HTTPException(status_code=413):
+            return PayloadTooLarge("the body is larger than server.body_limit_bytes allows")
+        case HTTPException(status_code=status) if status < 500:
+            return BadRequest(error.detail)
+        case RecursionError():
+            return BadRequest("the body is nested too deeply")
+    return EngineFailed("the server failed while answering; its log has the reason under this request id")
+
+
+def openai_reply(error: AtlasError) -> ErrorReply:
+    return ErrorReply(error=ErrorBody(message=error.message, type=error.type, param=error.param, code=error.code))
+
+
+def anthropic_reply(error: AtlasError, request_id: str) -> AnthropicErrorReply:
+    kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+    return AnthropicErrorReply(error=AnthropicError(type=kind, message=error.message), request_id=request_id)
+
+
+def error_headers(error: AtlasError) -> dict[str, str]:
+    """Retry-After on every 429 and 503; 409 would be retried by clients although nothing changes by itself."""
+    if error.status == 409:
+        return {"x-should-retry": "false"}
+    if error.status not in (429, 503):
+        return {}
+    wait_s = RETRY_AFTER_S if error.retry_after_s is None else error.retry_after_s
+    return {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+
+
+def handle_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Litestar's exception handler for everything."""
+    known = to_atlas_error(error, method=request.method, path=request.url.path)
+    exchange = request.scope["state"]["exchange"]
+    exchange.refuse(known)
+    if known.status >= 500 and not isinstance(error, AtlasError):
+        log.error("request.crashed", exc_info=error)
+    is_anthropic = request.url.path.startswith("/v1/messages")
+    reply = anthropic_reply(known, exchange.request_id) if is_anthropic else openai_reply(known)
+    headers = error_headers(known) | _allow(error)
+    return Response(msgspec.json.encode(reply), status_code=known.status, headers=headers, media_type="application/json")
+
+
+def _allow(error: Exception) -> dict[str, str]:
+    headers = error.headers if isinstance(error, MethodNotAllowedException) else None
+    return {"allow": headers["allow"]} if headers and "allow" in headers else {}
+
+
+def _validation(error: ValidationException) -> BadRequest:
+    """Msgspec's own words, and the path of the field they are about."""
+    extra = error.extra if isinstance(error.extra, list) else []
+    first: dict[str, Any] = extra[0] if extra and isinstance(extra[0], dict) else {}
+    key = first.get("key")
+    if key == "data" and first.get("message") == "'data'":
+        return BadRequest("the body is empty; send a JSON object")
+    if not first:
+        return BadRequest(error.detail)
+    field = None if key in (None, "data") else str(key)
+    where = f"{field}: " if field else "body: "
+    return BadRequest(where + str(first.get("message", "invalid")), param=field)

@@ -1,0 +1,39 @@
+"""Is the process alive, and can it answer? The only routes without a key."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from litestar import Response, get
+
+from atlas.gateway.exchange import HTTPRequest, exchange_of
+from atlas.gateway.wire import Wire
+
+
+class Liveness(Wire):
+    status: Literal["ok"] = "ok"
+
+
+class ReadinessReply(Wire):
+    """`degraded` still answers; `reasons` say what is missing."""
+
+    status: Literal["loading", "ready", "degraded", "draining"]
+    reasons: tuple[str, ...] = ()
+
+
+@get("/livez", tags=["health"], summary="The event loop turns")
+async def livez() -> Liveness:
+    return Liveness()
+
+
+@get(["/readyz", "/health"], tags=["health"], summary="200 if requests are answered, else 503")
+async def readyz(request: HTTPRequest) -> Response[ReadinessReply]:
+    deps = exchange_of(request).deps
+    if deps.draining.is_set():
+        reply = ReadinessReply(status="draining", reasons=("the server is shutting down",))
+    else:
+        state = deps.readiness()
+        reply = ReadinessReply(status=state.status, reasons=state.reasons)
+    if reply.status in ("ready", "degraded"):
+        return Response(reply)
+    return Response(reply, status_code=503, headers={"retry-after": "2", "retry-after-ms": "2000"})

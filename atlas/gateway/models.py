@@ -1,0 +1,81 @@
+"""Which models there are, and which one a request means."""
+
+from __future__ import annotations
+
+from litestar import get
+
+from atlas.engine import Engine
+from atlas.errors import ModelNotFound, ModelNotLoaded
+from atlas.gateway.deps import GatewayDeps
+from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of, still_loading
+from atlas.gateway.wire import Model, ModelList, ModelMeta
+
+
+def choose_engine(exchange: Exchange, model: str) -> Engine:
+    """The engine that answers for this model id.
+
+    Raises:
+        ModelNotFound: no model of that name.
+        ModelNotLoaded: it is registered, but another one is loaded.
+        EngineUnavailable: nothing is loaded yet.
+    """
+    deps = exchange.deps
+    engine = deps.engine()
+    ids = known_ids(deps, engine)
+    if model not in ids:
+        raise ModelNotFound(f"model {model[:100]!r} does not exist; this server has: {', '.join(ids)}", param="model")
+    if engine is None:
+        raise still_loading()
+    if model not in (deps.models.loaded_id(), engine.capabilities.embeddings):
+        loaded = deps.models.loaded_id()
+        raise ModelNotLoaded(
+            f"model {model!r} is registered, but {loaded!r} is loaded; start with --model {model}", param="model"
+        )
+    exchange.model = model
+    return engine
+
+
+def known_ids(deps: GatewayDeps, engine: Engine | None) -> list[str]:
+    """Ids of the catalogue, then the embedding model's if it is another one."""
+    ids = list(deps.models.ids())
+    embedding = engine.capabilities.embeddings if engine else None
+    return [*ids, embedding] if embedding and embedding not in ids else ids
+
+
+@get("/v1/models", tags=["models"], summary="List the models")
+async def list_models(request: HTTPRequest) -> ModelList:
+    deps = exchange_of(request).deps
+    engine = deps.engine()
+    return ModelList(data=[describe(deps, engine, model_id) for model_id in known_ids(deps, engine)])
+
+
+@get("/v1/models/{model_id:path}", tags=["models"], summary="One model, with its context length")
+async def get_model(request: HTTPRequest, model_id: str) -> Model:
+    deps = exchange_of(request).deps
+    engine = deps.engine()
+    wanted = model_id.removeprefix("/")
+    ids = known_ids(deps, engine)
+    if wanted not in ids:
+        raise ModelNotFound(f"model {wanted[:100]!r} does not exist; this server has: {', '.join(ids)}", param="model")
+    return describe(deps, engine, wanted)
+
+
+def describe(deps: GatewayDeps, engine: Engine | None, model_id: str) -> Model:
+    """What is known of a model: of the loaded one by its engine, of the others by the catalogue."""
+    info = deps.models.info(model_id)
+    model = Model(id=model_id, created=info.created if info else 0, owned_by=info.owned_by if info else "atlas", is_loaded=False)
+    context_tokens = info.context_tokens if info else 0
+    if engine is not None and model_id == deps.models.loaded_id():
+        what = engine.capabilities
+        model.is_loaded, context_tokens = True, what.context_tokens
+        model.meta = ModelMeta(
+            n_ctx=what.context_tokens,
+            n_vocab=what.vocab_size,
+            n_params=what.num_parameters,
+            size=what.size_bytes,
+            architecture=what.architecture,
+        )
+    elif engine is not None and model_id == engine.capabilities.embeddings:
+        model.is_loaded = True
+    model.max_model_len = model.context_length = context_tokens or None
+    return model
