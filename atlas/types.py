@@ -244,3 +244,26 @@ class Principal(Value, frozen=True, kw_only=True):
     name: str
     owner: str
     scopes: frozenset[str] = frozenset()
+
+
+class Snippet(Value, frozen=True, kw_only=True):
+    """A piece of text and where it stands: a retrieved context or the file to change."""
+
+    path: str
+    text: str
+
+
+class Example(Value, frozen=True, kw_only=True):
+    """A visible example: a call and its result, both as Python source."""
+
+    call: str
+    result: str
+
+
+class Failure(Value, frozen=True, kw_only=True):
+    """What a run of failing code showed: a traceback, or a call whose result (`repr`) was not the expected one."""
+
+    call: str = ""
+    expected: str = ""
+    returned: str = ""
+    traceback: str = ""
