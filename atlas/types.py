@@ -174,6 +174,7 @@ class Generation(Value, frozen=True, kw_only=True):
         tokens: ids generated, the end-of-turn token excluded.
         num_tokens: tokens generated, end-of-turn included: what usage counts.
         mean_logprob: mean log-probability of the generated tokens; a remote engine that sends none leaves None.
+        matched_stop: the stop string that ended it; None if none did, or the engine does not say.
     """
 
     index: int
@@ -187,6 +188,7 @@ class Generation(Value, frozen=True, kw_only=True):
     num_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     mean_logprob: float | None = None
+    matched_stop: str | None = None
     features: Features | None = None
     timings: Timings = Timings()
 
