@@ -1,0 +1,309 @@
+"""Tiny Qwen3 models made from nothing, as GGUF files: one that follows a script, one with random weights.
+
+Both have one token per byte, Qwen's control tokens, and the tags <think> and <tool_call>. The scripted one is a first-order
+Markov chain (attention and feed-forward give zero, so the logits depend on the last token alone): its answers and its
+probabilities are known exactly, but it cannot show whether the KV cache is right. The random one can: every token depends on all
+before it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Branch = Mapping[str, float]  # piece -> probability; all of them lead to the step that follows
+Script = str | Sequence[str | Branch]
+
+CONTROL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_middle|>",
+    "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>",
+)  # fmt: skip
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+END = "<|im_end|>"
+PEAK = 20.0  # logit of what the script says next, all others 0: one token in e**20 / vocabulary goes astray
+
+# The prompt for an answer ends in a newline, after a tool's result in a tab: a chain sees the last token only.
+TEMPLATE = """\
+{%- if tools %}
+{{- '<|im_start|>system\\nYou may call these tools by <tool_call>:' }}
+{%- for tool in tools %}{{- '\\n' + tool | tojson }}{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
+{%- for call in message.tool_calls or [] %}
+{{- '\\n<tool_call>\\n' + {'name': call.function.name, 'arguments': call.function.arguments} | tojson + '\\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant' + ('\\t' if messages[-1].role == 'tool' else '\\n') }}
+{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}"""
+
+ANSWER = "<think>\nplan.\n</think>\n\nHello world!\n"
+TOOL_LOOP: Mapping[str, Script] = {
+    "\n": '<think>\nI should add.\n</think>\n\n<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>',
+    "\t": "The sum is 3.",
+}
+
+
+def scripted_gguf(path: Path, scripts: Mapping[str, Script], *, context_tokens: int = 4096, template: str = TEMPLATE) -> Path:
+    """A model that answers by script.
+
+    Args:
+        scripts: what to say, by the last token of the prompt: a byte or a control token, such as "<|fim_middle|>". A text is cut
+            into pieces of its own; a list gives the pieces, each of which may occur only once in the whole model. Elsewhere byte
+            b is followed by byte b + 1, for ever, and anything else by the end.
+    """
+    vocabulary = Vocabulary()
+    chain = _Chain(vocabulary)
+    for last, script in scripts.items():
+        chain.add(last, vocabulary.cut(script) if isinstance(script, str) else script)
+    size = len(vocabulary.tokens)
+    width = math.ceil(size / 32) * 32  # one-hot embeddings
+    writer = _writer(path, vocabulary, _Shape(2, width, 4, 2, 16, 64, context_tokens), template)
+    writer.add_tensor("token_embd.weight", np.eye(size, width, dtype=np.float32))
+    # RMSNorm of a one-hot vector is sqrt(width) times it
+    writer.add_tensor("output.weight", (chain.logits(width) / math.sqrt(width)).astype(np.float32))
+    _add_layers(writer, _Shape(2, width, 4, 2, 16, 64, context_tokens), np.random.default_rng(0), gain=0.0, dtype=np.float32)
+    return _close(writer, path)
+
+
+def random_gguf(
+    path: Path,
+    *,
+    seed: int = 0,
+    sharpen: float = 8.0,
+    vocab_pad: int = 0,
+    layers: int = 2,
+    embd: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    ctx: int = 4096,
+    dtype: Any = np.float32,
+    template: str = TEMPLATE,
+) -> Path:
+    """A model with random weights. It writes printable ASCII (and padding tokens), and never ends by itself.
+
+    Args:
+        sharpen: standard deviation of the logits; at 8 greedy's best token usually leads by more than 1.
+        vocab_pad: fill the vocabulary up to this size with tokens [PAD256], ...: 151,936 costs what Qwen3's does.
+    """
+    vocabulary = Vocabulary(pad_to=vocab_pad)
+    size = len(vocabulary.tokens)
+    rng = np.random.default_rng(seed)
+    shape = _Shape(layers, embd, heads, kv_heads, head_dim, 2 * embd, ctx)
+    output = rng.standard_normal((size, embd), dtype=np.float32) * (sharpen / math.sqrt(embd))
+    output[[token for token in range(vocabulary.num_basic) if not 32 <= token < 127]] = 0.0
+    writer = _writer(path, vocabulary, shape, template)
+    writer.add_tensor("token_embd.weight", rng.standard_normal((size, embd), dtype=np.float32).astype(dtype))
+    writer.add_tensor("output.weight", output.astype(dtype))
+    _add_layers(writer, shape, rng, gain=1.5, dtype=dtype)
+    return _close(writer, path)
+
+
+@functools.cache
+def session_folder() -> Path:
+    """A folder for models that last as long as this process."""
+    folder = Path(tempfile.mkdtemp(prefix="atlas-ggufs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def tiny_scripted() -> Path:
+    """Thinks "plan.", then says "Hello world!", once per session."""
+    return scripted_gguf(session_folder() / "scripted.gguf", {"\n": ANSWER, "\t": "Done."})
+
+
+@functools.cache
+def tiny_tool_loop() -> Path:
+    """Calls `add`, and after its result says "The sum is 3."."""
+    return scripted_gguf(session_folder() / "tool_loop.gguf", TOOL_LOOP)
+
+
+@functools.cache
+def tiny_random() -> Path:
+    """Random weights, sharpened."""
+    return random_gguf(session_folder() / "random.gguf")
+
+
+class Vocabulary:
+    """Token texts as a GGUF file holds them: bytes through GPT-2's table, specials, and what a script adds."""
+
+    def __init__(self, *, pad_to: int = 0) -> None:
+        letters = _byte_letters()
+        self.tokens = [letters[byte] for byte in range(256)]
+        self.types = [gguf.TokenType.NORMAL] * 256
+        self._letters = letters
+        self._ids = {bytes([byte]): byte for byte in range(256)}
+        for text in CONTROL:
+            self._add(text, text.encode(), gguf.TokenType.CONTROL)
+        for text in TAGS:
+            self._add(text, text.encode(), gguf.TokenType.USER_DEFINED)
+        self._add("ab", b"ab", gguf.TokenType.NORMAL)  # the file must have a merge, and so its product
+        self.num_basic = len(self.tokens)
+        for token in range(self.num_basic, pad_to):
+            self._add(f"[PAD{token}]", f"[PAD{token}]".encode(), gguf.TokenType.NORMAL)
+
+    def id(self, text: str) -> int:
+        """Id of a byte, special or piece."""
+        return self._ids[text.encode()]
+
+    def add(self, piece: str) -> int:
+        """A new token for a step of a script; tags and the end have theirs already."""
+        raw = piece.encode()
+        if piece in (*TAGS, END):
+            return self._ids[raw]
+        if raw in self._ids:
+            raise ValueError(f"the piece {piece!r} occurs twice, or is a single byte; cut the script in another way")
+        return self._add("".join(self._letters[byte] for byte in raw), raw, gguf.TokenType.NORMAL)
+
+    def cut(self, text: str) -> list[str]:
+        """Pieces, about a word each, none of which is in the vocabulary or the text before it."""
+        used = set(self._ids) - {tag.encode() for tag in TAGS}
+        pieces: list[str] = []
+        pending = ""
+        for part in re.findall(r"</?\w+>|\s*[^\s<]+|\s+(?=<)|<|\s+", text):
+            tag = part in TAGS and part.encode() not in used
+            if tag and pending:
+                pieces, pending = _merge_back(pieces, pending), ""
+            pending += part
+            if pending.encode() not in used:
+                used.add(pending.encode())
+                pieces.append(pending)
+                pending = ""
+        return _merge_back(pieces, pending) if pending else pieces
+
+    def _add(self, token: str, raw: bytes, kind: gguf.TokenType) -> int:
+        self._ids[raw] = len(self.tokens)
+        self.tokens.append(token)
+        self.types.append(kind)
+        return self._ids[raw]
+
+
+class _Chain:
+    """Which token follows which, with what probability."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._next: dict[int, dict[int, float]] = {}
+
+    def add(self, last: str, script: Sequence[str | Branch]) -> None:
+        before = [self._vocabulary.id(last)]
+        for step in [*script, END]:
+            chances = {step: 1.0} if isinstance(step, str) else step
+            ids = {self._vocabulary.add(piece): chance for piece, chance in chances.items()}
+            for token in before:
+                if token in self._next:
+                    raise ValueError(f"two steps follow {self._vocabulary.tokens[token]!r}")
+                self._next[token] = ids
+            before = [token for token in ids if token != self._vocabulary.id(END)]
+
+    def logits(self, width: int) -> Array:
+        """(vocabulary, width): column = the token before, row = the token after."""
+        size = len(self._vocabulary.tokens)
+        logits = np.zeros((size, width), dtype=np.float32)
+        for token in range(size):
+            other = (token + 1) % 256 if token < 256 else self._vocabulary.id(END)
+            for after, chance in self._next.get(token, {other: 1.0}).items():
+                logits[after, token] = PEAK + math.log(chance)
+        return logits
+
+
+class _Shape:
+    """Sizes of a Qwen3 network."""
+
+    def __init__(self, layers: int, embd: int, heads: int, kv_heads: int, head_dim: int, ffn: int, context_tokens: int) -> None:
+        self.layers, self.embd, self.heads, self.kv_heads = layers, embd, heads, kv_heads
+        self.head_dim, self.ffn, self.context_tokens = head_dim, ffn, context_tokens
+
+
+def _writer(path: Path, vocabulary: Vocabulary, shape: _Shape, template: str) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(path, "qwen3")
+    writer.add_name(path.stem)
+    writer.add_context_length(shape.context_tokens)
+    writer.add_embedding_length(shape.embd)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.ffn)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1e6)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(vocabulary.id(END))
+    writer.add_pad_token_id(vocabulary.id("<|endoftext|>"))
+    writer.add_bos_token_id(vocabulary.id("<|endoftext|>"))
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(template)
+    return writer
+
+
+def _add_layers(writer: gguf.GGUFWriter, shape: _Shape, rng: np.random.Generator, *, gain: float, dtype: Any) -> None:
+    """Weights that keep the variance; `gain` scales what attention and feed-forward add to the residual."""
+
+    def matrix(name: str, rows: int, columns: int, scale: float = 1.0) -> None:
+        weights = rng.standard_normal((rows, columns), dtype=np.float32) * (scale / math.sqrt(columns))
+        writer.add_tensor(name + ".weight", weights.astype(dtype))
+
+    def norm(name: str, size: int) -> None:
+        writer.add_tensor(name + ".weight", np.ones(size, dtype=np.float32))
+
+    norm("output_norm", shape.embd)
+    for layer in range(shape.layers):
+        block = f"blk.{layer}."
+        norm(block + "attn_norm", shape.embd)
+        matrix(block + "attn_q", shape.heads * shape.head_dim, shape.embd)
+        matrix(block + "attn_k", shape.kv_heads * shape.head_dim, shape.embd)
+        matrix(block + "attn_v", shape.kv_heads * shape.head_dim, shape.embd)
+        matrix(block + "attn_output", shape.embd, shape.heads * shape.head_dim, gain)
+        norm(block + "attn_q_norm", shape.head_dim)
+        norm(block + "attn_k_norm", shape.head_dim)
+        norm(block + "ffn_norm", shape.embd)
+        matrix(block + "ffn_gate", shape.ffn, shape.embd)
+        matrix(block + "ffn_up", shape.ffn, shape.embd)
+        matrix(block + "ffn_down", shape.embd, shape.ffn, gain)
+
+
+def _close(writer: gguf.GGUFWriter, path: Path) -> Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _merge_back(pieces: Iterable[str], pending: str) -> list[str]:
+    """A rest that may not stand alone joins the piece before it."""
+    *before, last = pieces
+    return [*before, last + pending]
+
+
+def _byte_letters() -> dict[int, str]:
+    """GPT-2's table: printable bytes stand for themselves, the others for the letters from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (byte for byte in range(256) if byte not in printable)
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + n) for n, byte in zip(itertools.count(), others, strict=False)
+    }
