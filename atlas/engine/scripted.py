@@ -223,6 +223,7 @@ class _Candidate:
             reasoning_tokens=self._reasoning_tokens,
             tool_calls=self._parser.tool_calls,
             finish_reason=reason,
+            matched_stop=self._stream.matched_stop,
             model=self._model,
             tokens=tuple(self._tokens),
             num_tokens=num_tokens,

@@ -18,17 +18,22 @@ class TextStream:
         stop: strings that end the text; an empty one never matches.
 
     Attributes:
-        stopped: a stop string was found; the text before it has been returned, everything from it on is dropped.
+        matched_stop: the stop string that was found; the text before it has been returned, everything from it on is dropped.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        self.stopped = False
+        self.matched_stop: str | None = None
         self._stops = [text.encode("utf-8", "surrogatepass") for text in stop if text]
         self._first_bytes = frozenset(text[0] for text in self._stops)
         self._longest = max(map(len, self._stops), default=0)
         self._held = b""  # at most _longest - 1 bytes that may be the start of a stop string
         self._decoder = _new_decoder("replace")
         self._is_whole = True  # the decoder holds no part of a code point
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self.matched_stop is not None
 
     def feed(self, piece: bytes) -> str:
         """Take the next bytes; return the text that is now safe to send."""
@@ -37,10 +42,11 @@ class TextStream:
         if self.stopped:
             return ""
         data = self._held + piece
-        cut = self._find(data)
-        if cut is not None:
-            self.stopped, self._held = True, b""
-            return self._decoder.decode(data[:cut], final=True)
+        found = self._find(data)
+        if found is not None:
+            start, end = found
+            self.matched_stop, self._held = data[start:end].decode("utf-8", "surrogatepass"), b""
+            return self._decoder.decode(data[:start], final=True)
         keep = len(data) - self._num_held(data)
         self._held = data[keep:]
         return self._decode(data[:keep])
@@ -58,10 +64,10 @@ class TextStream:
         self._is_whole = not self._decoder.getstate()[0]
         return text
 
-    def _find(self, data: bytes) -> int | None:
-        """Start of the stop string that ends first."""
+    def _find(self, data: bytes) -> tuple[int, int] | None:
+        """Start and end of the stop string that ends first."""
         found = [(start + len(text), start) for text in self._stops if (start := data.find(text)) >= 0]
-        return min(found)[1] if found else None
+        return min(found)[::-1] if found else None
 
     def _num_held(self, data: bytes) -> int:
         """Length of the longest end of `data` that begins a stop string."""

@@ -76,7 +76,7 @@ async def test_thinking_is_closed_when_its_budget_is_spent() -> None:
 async def test_stop_strings_and_max_tokens_end_an_answer() -> None:
     engine = ScriptedEngine(["one two three four"])
     stopped = await answer(engine, ask(stop=("o th",)))
-    assert (stopped.text, stopped.finish_reason) == ("one tw", "stop")
+    assert (stopped.text, stopped.finish_reason, stopped.matched_stop) == ("one tw", "stop", "o th")
     cut = await answer(engine, ask(max_tokens=2))
     assert (cut.text, cut.finish_reason, cut.num_tokens) == ("one two", "length", 2)
 

@@ -57,6 +57,11 @@ def test_hold_back_is_at_most_one_byte_less_than_the_longest_stop() -> None:
 def test_the_stop_string_complete_first_wins() -> None:
     assert run([b"1abc2"], ("abc", "b")) == ("1a", True)
     assert run([b"1abc2"], ("abc", "bc")) == ("1", True)
+    stream = TextStream(("abc", "bc"))
+    stream.feed(b"ab")
+    assert stream.matched_stop is None
+    stream.feed(b"c2")
+    assert stream.matched_stop == "abc"
 
 
 def test_a_stop_string_of_several_bytes_per_character_is_found() -> None:
