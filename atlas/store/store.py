@@ -75,7 +75,7 @@ class Store:
 
     def list(self) -> list[KeyInfo]:
         """Every key, oldest first, revoked ones included."""
-        return sorted(tuple(self._keys.values()), key=lambda info: info.created_at)
+        return sorted(self._keys.values(), key=lambda info: info.created_at)
 
     def verify(self, token: str) -> Principal:
         """Whose key this is.

@@ -1,0 +1,69 @@
+"""`atlas` and its subcommands, each imported when it is called: `atlas --help` must answer at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from atlas.errors import AtlasError
+
+# name -> (where it is, what it does)
+COMMANDS = {
+    "serve": ("atlas.cli.serve:serve", "Serve a model to OpenAI and Anthropic clients."),
+    "keys": ("atlas.cli.keys:keys", "Create, list and revoke API keys."),
+    "version": ("atlas.cli.version:version", "Print the version."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when named; `--help` lists them from COMMANDS alone."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:  # click's own annotation
+        try:
+            return super().invoke(ctx)
+        except AtlasError as error:
+            raise Refused(error.message) from None
+
+
+class Refused(click.ClickException):
+    """A user's mistake or a missing condition: one line on stderr, exit status 1."""
+
+    def show(self, file: Any = None) -> None:  # click's own annotation
+        click.echo(f"atlas: {self.message}", err=True)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    r"""A coding model server for your own GPU.
+
+    \b
+    Example:
+      atlas serve                              # serves the best model this machine can run
+      atlas ask "reverse a linked list in C"   # asks it
+    """
+
+
+def main() -> None:
+    """Entry point of the `atlas` script."""
+    try:
+        cli(prog_name="atlas")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,167 @@
+"""`atlas serve`: bind, hold the data directory, keep a serving process behind the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import json
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from atlas import __version__, control
+from atlas.cli.options import find_directory, read_settings, settings_options
+from atlas.cli.supervisor import Supervisor, serving_command
+from atlas.errors import OperatorError
+from atlas.launch import Launch, Ready
+from atlas.log import configure_logging
+from atlas.settings import Settings
+from atlas.store import DataDirectory
+
+BACKLOG = 2048  # connections that wait while a serving process is replaced
+
+
+@click.command()
+@click.option("--model", help="auto, nano, a name of `atlas models list`, or PATH.gguf.")
+@click.option("--host", help="Address to listen on; anything but loopback needs --insecure-http.")
+@click.option("--port", type=int, help="0 takes any free port.")
+@click.option("--offline", is_flag=True, default=None, help="Never download anything.")
+@click.option("--insecure-http", is_flag=True, default=None, help="Allow plain HTTP on a network others can reach.")
+@settings_options
+def serve(
+    model: str | None,
+    host: str | None,
+    port: int | None,
+    offline: bool | None,
+    insecure_http: bool | None,
+    config: Path | None,
+    data_dir: str | None,
+) -> None:
+    r"""Serve a model to OpenAI and Anthropic clients.
+
+    \b
+    Example:
+      atlas serve --model nano --port 8080
+
+    The only line on stdout is "ATLAS ready on http://HOST:PORT".
+    """
+    settings = read_settings(
+        config,
+        data_dir,
+        engine__model=model,
+        server__host=host,
+        server__port=port,
+        engine__offline=offline,
+        server__insecure_http=insecure_http,
+    )
+    run_server(settings, command=serving_command())
+
+
+def run_server(settings: Settings, *, command: Sequence[str]) -> None:
+    """Serve until a signal says stop; `command` is the serving process.
+
+    Raises:
+        OperatorError: the address, the data directory or the model cannot be used.
+    """
+    configure_logging(settings.log)
+    check_exposure(settings)
+    directory = find_directory(settings).create()
+    directory.hold()
+    listener = bind(settings.server.host, settings.server.port)
+    controller = control.listen(directory.control_socket)
+    try:
+        launch = _launch(settings, directory, listener, controller)
+        supervisor = Supervisor(launch, command, on_ready=lambda ready: announce(launch, ready))
+        asyncio.run(supervisor.run())
+    finally:
+        directory.control_socket.unlink(missing_ok=True)
+        directory.release()
+
+
+def _launch(settings: Settings, directory: DataDirectory, listener: socket.socket, controller: socket.socket) -> Launch:
+    assert directory.lock_fd is not None
+    server = msgspec.structs.replace(settings.server, port=listener.getsockname()[1])
+    return Launch(
+        settings=msgspec.structs.replace(settings, server=server),
+        data_dir=str(directory.path),
+        http_fd=listener.fileno(),
+        control_fd=controller.fileno(),
+        lock_fd=directory.lock_fd,
+        report_fd=-1,
+        parent_pid=0,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        OperatorError: the port is taken, or the host is not an address of this machine.
+    """
+    family, address = _resolve(host, port)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address, port))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise OperatorError(
+                f"port {port} on {host} is in use by another program; stop it, or choose another with --port"
+            ) from None
+        raise OperatorError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    listener.listen(BACKLOG)
+    return listener
+
+
+def check_exposure(settings: Settings) -> None:
+    """Keys travel in the clear over plain HTTP, so only loopback is free.
+
+    Raises:
+        OperatorError: others could reach this server, and nobody said that this is meant.
+    """
+    server = settings.server
+    if all(ipaddress.ip_address(address).is_loopback for _, address in _resolve(server.host, server.port)):
+        return
+    if settings.auth.mode == "off":
+        raise OperatorError(f'auth.mode = "off" is for loopback only, and {server.host} is not; use keys, or --host 127.0.0.1')
+    if not server.insecure_http:
+        raise OperatorError(
+            f"{server.host} can be reached by others, and keys would travel in the clear; "
+            "put a TLS proxy in front of 127.0.0.1, or accept it with --insecure-http"
+        )
+
+
+def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
+    """Addresses of `host`, IPv4 first: that is where clients of "localhost" look first."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise OperatorError(f"host '{host}': {error.strerror}") from None
+    addresses = [(info[0], str(info[4][0])) for info in found]
+    return sorted(addresses, key=lambda address: address[0] != socket.AF_INET)
+
+
+def announce(launch: Launch, ready: Ready) -> None:
+    """The ready line for programs, how to connect for people."""
+    server = launch.settings.server
+    host = f"[{server.host}]" if ":" in server.host else server.host
+    url = f"http://{host}:{server.port}"
+    body = json.dumps({"model": ready.model, "messages": [{"role": "user", "content": "Write a haiku about tests."}]})
+    lines = [
+        f"ATLAS {__version__}: {ready.model}, {ready.context_tokens} tokens of context, data in {launch.data_dir}",
+        f"  base URL  {url}/v1   (OpenAI; Anthropic clients: {url})",
+        f"  model     {ready.model}",
+        "  key       the one printed at first start; another: atlas keys create --name NAME",
+        f'  try       curl {url}/v1/chat/completions -H "Authorization: Bearer $ATLAS_API_KEY" \\',
+        f"              -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+        *(f"  note      {notice}" for notice in ready.notices),
+    ]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    print(f"ATLAS ready on {url}", flush=True)

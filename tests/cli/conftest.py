@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_TIMEOUT_S = 30.0
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> float:
+    """Seconds until the condition held."""
+    start_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start_s < timeout_s, "timed out"
+        time.sleep(0.02)
+    return time.monotonic() - start_s
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ATLAS_", "SCRIPTED_"))}
+    return {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), **extra}
+
+
+class RunningServer:
+    """A real `atlas serve`: parent and serving process, with a scripted engine."""
+
+    def __init__(self, data_dir: Path, *settings: str, **environ: str) -> None:
+        self.data_dir = data_dir
+        self.stderr = data_dir.with_suffix(".stderr")
+        script = str(Path(__file__).with_name("scripted_serve.py"))
+        with self.stderr.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, script, f"data_dir={data_dir}", "server.port=0", *settings],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=clean_environment(**environ),
+            )
+
+    def wait_ready(self) -> None:
+        assert self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], START_TIMEOUT_S)
+        self.ready_line = self.process.stdout.readline() if readable else ""
+        match = re.fullmatch(r"ATLAS ready on (http://\S+:\d+)\n", self.ready_line)
+        assert match, f"{self.ready_line!r}: {self.stderr.read_text()}"
+        self.url = match[1]
+        found = re.search(r"sk-llm-\w+", self.stderr.read_text())
+        self.key = found[0] if found else ""
+
+    @property
+    def child(self) -> int:
+        [pid] = children(self.process.pid)
+        return pid
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def chat(self, **extra: object) -> httpx.Response:
+        body = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], **extra}
+        return httpx.post(
+            f"{self.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {self.key}"}, timeout=20
+        )
+
+    def cli(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return run_cli(*arguments, ATLAS_HOME=str(self.data_dir), **environ)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        if self.process.stdout:
+            self.process.stdout.close()
+
+
+def run_cli(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "atlas", *arguments],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=60,
+        check=False,
+        env=clean_environment(**environ),
+    )
+
+
+@pytest.fixture
+def launch_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    servers: list[RunningServer] = []
+
+    def start(*settings: str, data_dir: Path = tmp_path / "data", **environ: str) -> RunningServer:
+        servers.append(RunningServer(data_dir, *settings, **environ))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def server(launch_server: Callable[..., RunningServer]) -> RunningServer:
+    started = launch_server()
+    started.wait_ready()
+    return started

@@ -1,0 +1,21 @@
+"""`atlas serve` as shipped, with the scripted serving process behind it. Arguments: SECTION.NAME=VALUE."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from atlas.cli.main import Refused
+from atlas.cli.serve import run_server
+from atlas.errors import AtlasError
+from atlas.settings import load_settings
+
+CHILD = [sys.executable, str(Path(__file__).with_name("scripted_child.py"))]
+
+overrides = dict(argument.split("=", 1) for argument in sys.argv[1:])
+try:
+    run_server(load_settings(None, os.environ, overrides), command=CHILD)
+except AtlasError as error:
+    Refused(error.message).show()
+    sys.exit(1)
