@@ -1,0 +1,289 @@
+"""The in-process engine: async on one side, the engine thread on the other. Prompts are checked and tokenised here.
+
+Rendering and tokenising run on a small thread pool, so that a megabyte of prompt does not stop the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from atlas.engine.chat_format import ChatFormat
+from atlas.engine.core import Cancel, Core
+from atlas.engine.embedder import Embedder, ModelEmbedder
+from atlas.engine.grammar import Grammars
+from atlas.engine.group import Group
+from atlas.engine.runner import Model, Runner
+from atlas.engine.sampler import Recommended
+from atlas.engine.sequence import Job
+from atlas.engine.sizing import context_cells, physical_cores
+from atlas.engine.validate import check_prompt
+from atlas.errors import BadRequest, ContextLengthExceeded, EngineOverloaded, EngineUnavailable, Unsupported
+from atlas.settings import EngineSettings
+from atlas.types import Capabilities, Embeddings, EngineStats, Prompt
+
+MAX_CANDIDATES = 128
+BATCH_TOKENS = 512  # rows of one decode; llama.cpp's default physical batch
+
+T = TypeVar("T")
+
+
+async def load_engine(path: Path, *, model_id: str, settings: EngineSettings, embedder: Embedder | None = None) -> LlamaEngine:
+    """Load a GGUF file; seconds to minutes, off the event loop.
+
+    Without an `embedder`, embeddings are hidden states of the loaded model.
+
+    Raises:
+        ModelFileError: the file cannot be loaded, or its context does not fit in memory.
+    """
+    loop = asyncio.get_running_loop()
+    model, runner = await loop.run_in_executor(None, _load, path, settings)
+    return LlamaEngine(model, runner, model_id=model_id, settings=settings, embedder=embedder or ModelEmbedder(model), loop=loop)
+
+
+def _load(path: Path, settings: EngineSettings) -> tuple[Model, Runner]:
+    model = Model(path, gpu_layers=settings.gpu_layers)
+    return model, Runner(
+        model,
+        context_tokens=settings.context_tokens or context_cells(model, max_sequences=settings.max_sequences),
+        num_sequences=settings.max_sequences + settings.cached_sequences,
+        batch_tokens=max(BATCH_TOKENS, settings.max_sequences + settings.prefill_chunk_tokens),
+        threads=settings.threads or physical_cores(),
+    )
+
+
+class LlamaEngine:
+    """A llama.cpp model in this process; satisfies `Engine`."""
+
+    def __init__(
+        self,
+        model: Model,
+        runner: Runner,
+        *,
+        model_id: str,
+        settings: EngineSettings,
+        embedder: Embedder,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._model, self._runner, self._settings, self._embedder = model, runner, settings, embedder
+        self._vocab = model.vocab
+        self._format = ChatFormat(model.chat_template, bos=self._text_of(model.vocab.bos), eos=self._text_of(model.vocab.eos))
+        self._recommended = recommended_sampling(model)
+        self._context_tokens = min(runner.context_tokens, model.train_context_tokens)
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="prompt")
+        self._grammar_lock = threading.Lock()
+        self._outstanding = 0
+        self._is_closed = False
+        self.capabilities = self._describe(model_id)
+        self._core = Core(
+            model,
+            runner,
+            model_id=model_id,
+            max_running=settings.max_sequences,
+            chunk_tokens=settings.prefill_chunk_tokens,
+            grammars=lambda: self._grammars,
+            loop=loop,
+        )
+
+    def stats(self) -> EngineStats:
+        return self._core.stats()
+
+    async def submit(self, prompt: Prompt) -> Group:
+        self._check(prompt)
+        self._reserve(prompt.n)
+        try:
+            job = await self._in_pool(lambda: self._job(prompt))
+        except BaseException:
+            self._outstanding -= prompt.n
+            raise
+        self._core.put(job)
+        return job.group
+
+    async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
+        return await self._embedder.embed(inputs)
+
+    async def count_tokens(self, prompt: Prompt) -> int:
+        return len(await self._in_pool(lambda: self._prompt_tokens(prompt)[0]))
+
+    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        return await self._in_pool(lambda: self._vocab.tokenize(text, special=special))
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        self._check_ids(tokens)
+        return b"".join(self._vocab.raw_piece(token, special=True) for token in tokens).decode("utf-8", "replace")
+
+    async def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._core.stop)
+        await self._embedder.close()
+        self._pool.shutdown(cancel_futures=True)
+        await asyncio.sleep(0)  # lets the thread's last hand-over run
+        self._runner.close()
+        self._model.close()
+
+    # -- checks, before anything is computed --
+
+    def _check(self, prompt: Prompt) -> None:
+        if self._is_closed:
+            raise EngineUnavailable("the engine is shutting down", retry_after_s=5)
+        check_prompt(prompt, self.capabilities)
+        if prompt.adapter is not None:
+            raise Unsupported(f"adapter '{prompt.adapter}' is not loaded; this engine has none", param="adapter")
+        for sampling in prompt.sampling:
+            self._check_ids(sampling.logit_bias, param="logit_bias")
+
+    def _check_ids(self, tokens: Sequence[int] | dict[int, float], *, param: str | None = None) -> None:
+        for token in tokens:
+            if not 0 <= token < self._vocab.size:
+                raise BadRequest(f"token id {token} is outside the vocabulary of {self._vocab.size}", param=param)
+
+    def _reserve(self, num_candidates: int) -> None:
+        """A place in the bounded queue; given back when the group is done."""
+        limit = self._settings.max_waiting + self._settings.max_sequences
+        if self._outstanding and self._outstanding + num_candidates > limit:
+            raise EngineOverloaded(f"{self._outstanding} candidates are queued or running; the limit is {limit}", retry_after_s=1)
+        self._outstanding += num_candidates
+
+    def _release(self, num_candidates: int) -> None:
+        self._outstanding -= num_candidates
+
+    # -- on the pool --
+
+    def _job(self, prompt: Prompt) -> Job:
+        tokens, in_reasoning = self._prompt_tokens(prompt)
+        room = self._context_tokens - len(tokens)
+        if room < 1:
+            raise ContextLengthExceeded(
+                f"this model's context is {self._context_tokens} tokens; the prompt has {len(tokens)}", param="messages"
+            )
+        group = _CountedGroup(prompt.n, prompt_tokens=len(tokens), cancel=lambda _: None, done=lambda: self._release(prompt.n))
+        may_reason = bool(prompt.messages) and self._format.supports_thinking and prompt.thinking is not False
+        job = Job(
+            prompt=prompt,
+            tokens=np.array(tokens, np.int32),
+            max_tokens=min(room, prompt.max_tokens or self._settings.max_tokens),
+            group=group,
+            recommended=self._recommended,
+            grammar=self._grammars.compile(prompt) if _wants_grammar(prompt) else None,
+            in_reasoning=in_reasoning,
+            may_reason=may_reason,
+            close_thinking=self._close_thinking,
+        )
+        group.set_cancel(lambda indices: self._core.put(Cancel(job, indices)))
+        return job
+
+    def _prompt_tokens(self, prompt: Prompt) -> tuple[list[int], bool]:
+        """Ids of the prompt, and whether it ends inside a think block."""
+        if prompt.tokens is not None:
+            self._check_ids(prompt.tokens, param="prompt")
+            tokens, in_reasoning = list(prompt.tokens), False
+        elif prompt.text is not None:
+            tokens, in_reasoning = self._text_tokens(prompt.text, prompt.suffix), False
+        else:
+            tokens, in_reasoning = self._chat_tokens(prompt)
+        if not tokens:
+            raise BadRequest("the prompt is empty", param="prompt" if prompt.text is not None else "messages")
+        return tokens, in_reasoning
+
+    def _text_tokens(self, text: str, suffix: str | None) -> list[int]:
+        if suffix is None:
+            return self._with_bos(self._vocab.tokenize(text, special=True))
+        if min(self._vocab.fim) < 0:
+            raise Unsupported(f"model '{self.capabilities.model}' was not trained to fill in the middle", param="suffix")
+        before, after, middle = self._vocab.fim
+        plain = self._vocab.tokenize
+        return self._with_bos([before, *plain(text, special=False), after, *plain(suffix, special=False), middle])
+
+    def _chat_tokens(self, prompt: Prompt) -> tuple[list[int], bool]:
+        tools = () if prompt.tool_choice == "none" else prompt.tools
+        segments = self._format.segments(prompt.messages, tools=tools, thinking=prompt.thinking)
+        tokens = [token for text, special in segments for token in self._vocab.tokenize(text, special=special)]
+        return self._with_bos(tokens), self._format.opens_reasoning("".join(text for text, _ in segments))
+
+    def _with_bos(self, tokens: list[int]) -> list[int]:
+        if self._vocab.adds_bos and tokens[:1] != [self._vocab.bos]:
+            return [self._vocab.bos, *tokens]
+        return tokens
+
+    @cached_property
+    def _close_thinking(self) -> tuple[int, ...]:
+        return tuple(self._vocab.tokenize("\n</think>\n\n", special=True))
+
+    @property
+    def _grammars(self) -> Grammars:
+        with self._grammar_lock:
+            return self._built_grammars
+
+    @cached_property
+    def _built_grammars(self) -> Grammars:
+        return Grammars(self._vocab.grammar_tokenizer())
+
+    def _text_of(self, token: int) -> str:
+        return self._vocab.raw_piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+    def _describe(self, model_id: str) -> Capabilities:
+        return Capabilities(
+            model=model_id,
+            architecture=self._model.architecture,
+            context_tokens=self._context_tokens,
+            vocab_size=self._vocab.size,
+            size_bytes=self._model.size_bytes,
+            num_parameters=self._model.num_parameters,
+            max_candidates=MAX_CANDIDATES,
+            logprobs=True,
+            features=True,
+            tools=self._format.supports_tools,
+            json_schema=True,
+            thinking=self._format.supports_thinking,
+            fill_in_middle=min(self._vocab.fim) >= 0,
+            tokenize=True,
+            embeddings=self._embedder.name,
+            embedding_width=self._embedder.width,
+        )
+
+    async def _in_pool(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+class _CountedGroup(Group):
+    """A group that gives its place in the queue back when it is done."""
+
+    def __init__(
+        self, num_candidates: int, *, prompt_tokens: int, cancel: Callable[[frozenset[int]], None], done: Callable[[], None]
+    ) -> None:
+        super().__init__(num_candidates, prompt_tokens=prompt_tokens, cancel=cancel)
+        self._done: Callable[[], None] | None = done
+
+    def set_cancel(self, cancel: Callable[[frozenset[int]], None]) -> None:
+        self._cancel = cancel
+
+    def _wake(self) -> None:
+        super()._wake()
+        if self.is_done and self._done is not None:
+            self._done()
+            self._done = None
+
+
+def recommended_sampling(model: Model) -> Recommended:
+    """What the file's header recommends (general.sampling.*), else Qwen's model cards for Qwen3, else llama.cpp's defaults."""
+    base = Recommended(temperature=0.6, top_p=0.95, top_k=20) if model.architecture.startswith("qwen3") else Recommended()
+    found = {
+        name: model.meta(f"general.sampling.{key}")
+        for name, key in (("temperature", "temp"), ("top_p", "top_p"), ("top_k", "top_k"), ("min_p", "min_p"))
+    }
+    values = {name: float(text) for name, text in found.items() if text}
+    return Recommended(**{**base._asdict(), **values, "top_k": int(values.get("top_k", base.top_k))})
+
+
+def _wants_grammar(prompt: Prompt) -> bool:
+    return prompt.json_schema is not None or bool(prompt.tools)

@@ -1,0 +1,144 @@
+"""Who holds which KV cells: a radix tree over token ids, sequences still running included.
+
+Each node is a run of tokens whose cells are shared by its holders (sequence ids). A sequence's tokens are the path from the root
+to its node. A new prompt takes the longest prefix anybody holds, running or finished, and shares those cells (RadixAttention,
+https://arxiv.org/abs/2312.07104, without pages: in llama.cpp's unified cache any cell can be shared by any set of sequences).
+
+Two sequences that computed the same tokens at the same time hold two runs of cells; both are counted, one is found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from atlas.engine.runner import Tokens
+
+_EMPTY = np.empty(0, np.int32)
+
+
+@dataclass(eq=False)
+class Node:
+    """A run of cells. `tokens` may be longer than `length`: spare room for the next ones."""
+
+    parent: Node | None
+    tokens: Tokens = field(default_factory=lambda: _EMPTY)
+    length: int = 0
+    holders: set[int] = field(default_factory=set)
+    children: dict[int, Node] = field(default_factory=dict)  # by first token; only one of equal runs is listed
+
+    def append(self, tokens: Tokens) -> None:
+        end = self.length + len(tokens)
+        if end > len(self.tokens):
+            grown = np.empty(max(2 * end, 64), np.int32)
+            grown[: self.length] = self.tokens[: self.length]
+            self.tokens = grown
+        self.tokens[self.length : end] = tokens
+        self.length = end
+
+
+class Match(NamedTuple):
+    """The longest held prefix of a prompt: its length in tokens and one sequence that holds it (None at length 0)."""
+
+    length: int
+    holder: int | None
+
+
+class PrefixTree:
+    """The cells of one context. Owned by the engine thread; mirrors, and never calls, the context."""
+
+    def __init__(self) -> None:
+        self._root = Node(None)
+        self._ends: dict[int, Node] = {}
+        self.cells = 0
+
+    def match(self, prompt: Tokens) -> Match:
+        """Longest prefix of `prompt` that some sequence holds. Changes nothing."""
+        node, depth, holder = self._root, 0, None
+        while depth < len(prompt) and (child := node.children.get(int(prompt[depth]))) is not None:
+            common = _common(child.tokens[: child.length], prompt[depth:])
+            depth += common
+            holder = next(iter(child.holders))
+            if common < child.length:
+                break
+            node = child
+        return Match(depth, holder)
+
+    def begin(self, seq_id: int, prompt: Tokens, length: int) -> None:
+        """Sequence `seq_id` now holds the first `length` tokens of `prompt`, which `match` has found held."""
+        if seq_id in self._ends:
+            raise ValueError(f"sequence {seq_id} already holds cells")
+        node, depth = self._root, 0
+        while depth < length:
+            child = node.children[int(prompt[depth])]
+            if depth + child.length > length:
+                child = self._split(child, length - depth)
+            child.holders.add(seq_id)
+            node, depth = child, depth + child.length
+        self._ends[seq_id] = node
+
+    def extend(self, seq_id: int, tokens: Tokens) -> None:
+        """Sequence `seq_id` has computed cells for `tokens` after what it held."""
+        node = self._ends[seq_id]
+        is_mine = node is not self._root and node.holders == {seq_id} and not node.children
+        if not is_mine:
+            child = Node(node, holders={seq_id})
+            node.children.setdefault(int(tokens[0]), child)
+            node = self._ends[seq_id] = child
+        node.append(tokens)
+        self.cells += len(tokens)
+
+    def release(self, seq_id: int) -> None:
+        """Sequence `seq_id` lets go of its cells; those nobody else holds are free."""
+        node = self._ends.pop(seq_id, None)
+        while node is not None and node.parent is not None:
+            node.holders.discard(seq_id)
+            if not node.holders:
+                self._remove(node)
+            node = node.parent
+
+    def private_cells(self, seq_id: int) -> int:
+        """Cells that releasing this sequence would free."""
+        total, node = 0, self._ends.get(seq_id)
+        while node is not None and node.parent is not None and node.holders == {seq_id}:
+            total += node.length
+            node = node.parent
+        return total
+
+    def held_by(self, seq_ids: set[int]) -> int:
+        """Cells held by any of these sequences."""
+        return sum(node.length for node in self._nodes() if not seq_ids.isdisjoint(node.holders))
+
+    def _nodes(self) -> set[Node]:
+        found: set[Node] = set()
+        for node in self._ends.values():
+            while node.parent is not None and node not in found:
+                found.add(node)
+                node = node.parent
+        return found
+
+    def _split(self, node: Node, at: int) -> Node:
+        """Cut a run in two; the upper part, returned, takes the node's place, the node keeps its holders' ends."""
+        assert node.parent is not None
+        upper = Node(node.parent, node.tokens[:at].copy(), at, set(node.holders))
+        lower_tokens = node.tokens[at : node.length].copy()
+        upper.children[int(lower_tokens[0])] = node
+        node.parent.children[int(upper.tokens[0])] = upper
+        node.parent, node.tokens, node.length = upper, lower_tokens, len(lower_tokens)
+        return upper
+
+    def _remove(self, node: Node) -> None:
+        assert node.parent is not None
+        self.cells -= node.length
+        siblings = node.parent.children
+        if siblings.get(int(node.tokens[0])) is node:
+            del siblings[int(node.tokens[0])]
+
+
+def _common(held: Tokens, wanted: Tokens) -> int:
+    """Length of the common prefix."""
+    size = min(len(held), len(wanted))
+    differs = held[:size] != wanted[:size]
+    return int(differs.argmax()) if differs.any() else size

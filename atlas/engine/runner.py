@@ -1,0 +1,382 @@
+"""The only file that imports llama_cpp: a model, its vocabulary, a context with unified KV cells, and C sampler chains.
+
+Every call into a context comes from the one thread that owns it; `Vocab` is read-only and may be used from any thread. The C side
+aborts the process on what it calls a programming error, so whatever goes in is checked here or by the caller named.
+
+Two handles to one library: `CDLL` calls give up the GIL and are used for what takes milliseconds (load, decode); `PyDLL` calls
+keep it and are used for what takes microseconds. Measured: 100 short CDLL calls beside one busy Python thread take 5.1 ms,
+through PyDLL 0.007 ms.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as c
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas.errors import EngineFailed, ModelFileError
+
+Tokens = NDArray[np.signedinteger[Any]]  # int32 where C reads it; numpy's own index type where it only indexes
+Rows = NDArray[np.float32]
+
+_quiet = c.llama_log_callback(lambda _level, _text, _user: None)  # must outlive every call that may log
+_fast = ctypes.PyDLL(c._lib._name)  # noqa: SLF001  the library the binding has already found and loaded
+
+# (name, result, arguments): the microsecond calls
+for _name, _result, _arguments in (
+    (
+        "llama_token_to_piece",
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p] + [ctypes.c_int32] * 2 + [ctypes.c_bool],
+    ),
+    ("llama_vocab_is_eog", ctypes.c_bool, [ctypes.c_void_p, ctypes.c_int32]),
+    ("llama_sampler_apply", None, [ctypes.c_void_p, ctypes.c_void_p]),
+    ("llama_memory_seq_cp", None, [ctypes.c_void_p] + [ctypes.c_int32] * 4),
+    ("llama_memory_seq_rm", ctypes.c_bool, [ctypes.c_void_p] + [ctypes.c_int32] * 3),
+    ("llama_set_embeddings", None, [ctypes.c_void_p, ctypes.c_bool]),
+    ("llama_sampler_free", None, [ctypes.c_void_p]),
+):
+    _function = getattr(_fast, _name)
+    _function.restype, _function.argtypes = _result, _arguments
+
+
+class DecodeResult(enum.Enum):
+    """What became of a batch: computed, refused for want of cells (state unchanged), or cut short by `abort`."""
+
+    DONE = 0
+    FULL = 1
+    ABORTED = 2
+
+
+def supports_gpu() -> bool:
+    """Whether this build of llama.cpp can use a GPU at all."""
+    return bool(c.llama_supports_gpu_offload())
+
+
+class Vocab:
+    """Token ids and their bytes. Thread-safe: reads only."""
+
+    def __init__(self, model: Any) -> None:
+        self._vocab = c.llama_model_get_vocab(model)
+        self.size: int = c.llama_vocab_n_tokens(self._vocab)
+        self.eos: int = c.llama_vocab_eos(self._vocab)
+        self.bos: int = c.llama_vocab_bos(self._vocab)
+        self.adds_bos = bool(c.llama_vocab_get_add_bos(self._vocab))
+        self.fim = tuple(int(get(self._vocab)) for get in (c.llama_vocab_fim_pre, c.llama_vocab_fim_suf, c.llama_vocab_fim_mid))
+        self.eog = frozenset(token for token in range(self.size) if _fast.llama_vocab_is_eog(self._vocab, token))
+        self._pieces: list[bytes | None] = [None] * self.size
+        self._shown = {self._only(tag) for tag in ("<think>", "</think>", "<tool_call>", "</tool_call>")} - {None}
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Ids of a text, nothing added at either end; with `special`, control tokens written out in it are parsed."""
+        raw = text.encode("utf-8", "surrogatepass")
+        room = len(raw) + 8
+        buffer = (ctypes.c_int32 * room)()
+        count = c.llama_tokenize(self._vocab, raw, len(raw), buffer, room, False, special)
+        if count < 0:
+            raise EngineFailed(f"tokenizer wanted {-count} tokens for {len(raw)} bytes")
+        return list(buffer[:count])
+
+    def piece(self, token: int) -> bytes:
+        """Bytes a token adds to an answer; control tokens add none, think and tool-call tags always show."""
+        piece = self._pieces[token]
+        if piece is None:
+            piece = self._pieces[token] = self.raw_piece(token, special=token in self._shown)
+        return piece
+
+    def raw_piece(self, token: int, *, special: bool) -> bytes:
+        """Bytes of a token, control tokens written out if `special`."""
+        for size in (128, 65536):
+            buffer = ctypes.create_string_buffer(size)
+            count = _fast.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+        raise EngineFailed(f"token {token} is longer than 64 KiB")
+
+    def token(self, text: str) -> int | None:
+        """Id of a special token written out, None if the vocabulary has no such single token."""
+        return self._only(text)
+
+    def grammar_tokenizer(self) -> Any:
+        """An `llguidance.LLTokenizer` over this vocabulary; about 1 s for 150,000 tokens, so build it once."""
+        from llguidance.llamacpp import lltokenizer_from_vocab  # costs start-up time, few requests need it
+
+        return lltokenizer_from_vocab(self._vocab)
+
+    def _only(self, text: str) -> int | None:
+        ids = self.tokenize(text, special=True)
+        return ids[0] if len(ids) == 1 else None
+
+
+class Model:
+    """Weights of one GGUF file, with what its header says.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or of an architecture this build does not know.
+    """
+
+    def __init__(self, path: Path, *, gpu_layers: int = -1) -> None:
+        if not path.is_file():
+            raise ModelFileError(f"model file {path} does not exist")
+        c.llama_log_set(_quiet, None)
+        c.llama_backend_init()
+        params = c.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        self.handle = c.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise ModelFileError(f"{path} cannot be loaded: damaged, not a GGUF, or an architecture llama.cpp does not know")
+        self.path = path
+        self.vocab = Vocab(self.handle)
+        self.architecture = self.meta("general.architecture") or "unknown"
+        self.width: int = c.llama_model_n_embd(self.handle)
+        self.train_context_tokens: int = c.llama_model_n_ctx_train(self.handle)
+        self.size_bytes: int = c.llama_model_size(self.handle)
+        self.num_parameters: int = c.llama_model_n_params(self.handle)
+        self.can_drop_tails = not (c.llama_model_is_recurrent(self.handle) or c.llama_model_is_hybrid(self.handle))
+        template = c.llama_model_chat_template(self.handle, None)
+        self.chat_template = template.decode("utf-8", "replace") if template else None
+
+    def meta(self, key: str) -> str | None:
+        """A value of the GGUF header as text; None if absent."""
+        buffer = ctypes.create_string_buffer(4096)
+        count = c.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count >= 0 else None
+
+    def close(self) -> None:
+        if self.handle:
+            c.llama_model_free(self.handle)
+            self.handle = None
+
+
+class Batch:
+    """Arrays of one llama_batch, filled by numpy: one row per token, one sequence per row."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.tokens = np.zeros(capacity, np.int32)
+        self.positions = np.zeros(capacity, np.int32)
+        self.seq_ids = np.zeros(capacity, np.int32)
+        self.outputs = np.zeros(capacity, np.int8)
+        self._ones = np.ones(capacity, np.int32)
+        start = self.seq_ids.ctypes.data
+        self._pointers = np.arange(start, start + 4 * capacity, 4, dtype=np.uintp)  # seq_id[i] -> &seq_ids[i]
+        self._struct = c.llama_batch(
+            0,
+            self.tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            None,
+            self.positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            self._ones.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            ctypes.cast(self._pointers.ctypes.data, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+        self.num_rows = 0
+        self.num_outputs = 0
+
+    def clear(self) -> None:
+        self.num_rows = self.num_outputs = 0
+
+    def add(self, seq_id: int, start: int, tokens: Seq[int] | Tokens, *, output: bool) -> None:
+        """Rows for consecutive tokens of one sequence; with `output`, the last one yields logits.
+
+        Raises:
+            ValueError: more rows than the batch holds (the caller's arithmetic is wrong; C would abort).
+        """
+        first, last = self.num_rows, self.num_rows + len(tokens)
+        if last > self.capacity:
+            raise ValueError(f"{last} rows in a batch of {self.capacity}")
+        self.tokens[first:last] = tokens
+        self.positions[first:last] = (
+            range(start, start + len(tokens)) if len(tokens) < 8 else np.arange(start, start + len(tokens))
+        )
+        self.seq_ids[first:last] = seq_id
+        self.outputs[first:last] = 0
+        if output:
+            self.outputs[last - 1] = 1
+            self.num_outputs += 1
+        self.num_rows = last
+
+    def as_struct(self) -> Any:
+        self._struct.n_tokens = self.num_rows
+        return self._struct
+
+
+class Runner:
+    """A llama context with unified KV cells: batch in, logits out. Owned by one thread.
+
+    Args:
+        context_tokens: KV cells, shared by all sequences.
+        num_sequences: sequence ids 0..n-1 (at most 256).
+        batch_tokens: rows one decode may take.
+        threads: CPU threads.
+    """
+
+    def __init__(self, model: Model, *, context_tokens: int, num_sequences: int, batch_tokens: int, threads: int) -> None:
+        params = c.llama_context_default_params()
+        params.n_ctx = context_tokens
+        params.n_batch = params.n_ubatch = batch_tokens
+        params.n_seq_max = params.n_outputs_max = num_sequences  # n_outputs_max >= n_seq_max, else GGML_ASSERT
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = True
+        params.no_perf = True
+        params.pooling_type = c.LLAMA_POOLING_TYPE_NONE
+        self._handle = c.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise ModelFileError(
+                f"no context of {context_tokens} tokens for {model.path}: not enough memory; lower engine.context_tokens"
+            )
+        self._memory = c.llama_get_memory(self._handle)
+        self._is_aborting = False
+        self._abort_callback = c.ggml_abort_callback(lambda _data: self._is_aborting)
+        c.llama_set_abort_callback(self._handle, self._abort_callback, None)
+        self._features_on = False
+        self._num_outputs = 0
+        self.model = model
+        self.vocab_size = model.vocab.size
+        self.width = model.width
+        self.num_sequences = num_sequences
+        self.context_tokens: int = c.llama_n_ctx(self._handle)
+        self.batch = Batch(batch_tokens)
+
+    def decode(self, *, features: bool = False) -> DecodeResult:
+        """Run the rows in `batch`. With `features` every row must be an output: see `states`.
+
+        Raises:
+            EngineFailed: llama.cpp reported an error; the cells of the sequences in the batch are undefined.
+        """
+        batch = self.batch
+        if features and batch.num_outputs != batch.num_rows:
+            raise ValueError("hidden states need a batch without prefill rows: C aborts otherwise")
+        if features != self._features_on:
+            _fast.llama_set_embeddings(self._handle, features)
+            self._features_on = features
+        code = c.llama_decode(self._handle, batch.as_struct())
+        self._num_outputs = batch.num_outputs
+        try:
+            return DecodeResult(code)
+        except ValueError:
+            raise EngineFailed(f"llama_decode failed with {code} on {batch.num_rows} rows") from None
+
+    def logits(self) -> Rows:
+        """Logits of the last decode's outputs in batch order: (num_outputs, vocab_size), valid and writable until the next."""
+        return self._rows(c.llama_get_logits(self._handle), self.vocab_size)
+
+    def states(self) -> Rows:
+        """Hidden states after the output norm: (num_outputs, width), of a decode with `features`; valid until the next."""
+        return self._rows(c.llama_get_embeddings(self._handle), self.width)
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Let sequence `target` use the first `length` cells of `source`: no copy in unified KV."""
+        _fast.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def drop(self, seq_id: int, start: int = 0) -> None:
+        """Take sequence `seq_id` off the cells from position `start` on; cells nobody holds become free."""
+        if not _fast.llama_memory_seq_rm(self._memory, seq_id, start, -1):
+            raise EngineFailed(f"sequence {seq_id} cannot be cut at {start}")
+
+    def abort(self) -> None:
+        """Cut a decode in progress short (CPU), from any thread; this runner is of no use afterwards."""
+        self._is_aborting = True
+
+    def close(self) -> None:
+        if self._handle:
+            c.llama_free(self._handle)
+            self._handle = None
+
+    def _rows(self, pointer: Any, width: int) -> Rows:
+        return np.ctypeslib.as_array(pointer, shape=(self._num_outputs, width))
+
+
+class Chain:
+    """A C sampler chain over few candidates: top-k, top-p, min-p, temperature, then one draw from the seed's generator.
+
+    The seeded generator advances once per `select`, so the same seed and candidates give the same tokens.
+    """
+
+    def __init__(self, *, seed: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+        self._handle = c.llama_sampler_chain_init(c.llama_sampler_chain_default_params())
+        samplers = [c.llama_sampler_init_top_k(top_k)] if top_k > 0 else []
+        samplers += [c.llama_sampler_init_top_p(top_p, 1)] if top_p < 1.0 else []
+        samplers += [c.llama_sampler_init_min_p(min_p, 1)] if min_p > 0.0 else []
+        samplers += [c.llama_sampler_init_temp(temperature), c.llama_sampler_init_dist(seed)]
+        for sampler in samplers:
+            c.llama_sampler_chain_add(self._handle, sampler)
+
+    def select(self, candidates: Candidates, ids: Tokens, logits: Rows) -> int:
+        """Draw one of `ids`; the scratch is the caller's, one per thread."""
+        pointer = candidates.fill(ids, logits)
+        _fast.llama_sampler_apply(self._handle, pointer)
+        return candidates.selected()
+
+    def close(self) -> None:
+        if self._handle:
+            _fast.llama_sampler_free(self._handle)
+            self._handle = None
+
+
+class Candidates:
+    """Scratch for `Chain.select`: a llama_token_data_array with room for the whole vocabulary."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._data = (c.llama_token_data * vocab_size)()
+        self._view: Any = np.ctypeslib.as_array(self._data)  # structured: id i4, logit f4, p f4
+        self._array = c.llama_token_data_array(data=self._data, size=0, selected=-1, sorted=False)
+        self._pointer = ctypes.addressof(self._array)
+        self._base = ctypes.cast(self._data, c.llama_token_data_p)
+
+    def fill(self, ids: Tokens, logits: Rows) -> int:
+        count = len(ids)
+        self._view["id"][:count] = ids
+        self._view["logit"][:count] = logits
+        self._array.data, self._array.size = self._base, count  # the chain may have replaced or shrunk them
+        self._array.selected, self._array.sorted = -1, False
+        return self._pointer
+
+    def selected(self) -> int:
+        index = self._array.selected
+        if index < 0:
+            raise EngineFailed("sampler chain selected nothing")
+        return int(self._array.data[index].id)
+
+
+class EmbeddingRunner:
+    """A context that pools hidden states into one vector per text. Owned by one thread."""
+
+    def __init__(self, model: Model, *, context_tokens: int, threads: int = 1) -> None:
+        params = c.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = params.n_outputs_max = context_tokens
+        params.n_seq_max = 1
+        params.n_threads = params.n_threads_batch = threads
+        params.embeddings = True
+        if model.meta(f"{model.architecture}.pooling_type") is None:
+            params.pooling_type = c.LLAMA_POOLING_TYPE_MEAN
+        self._handle = c.llama_init_from_model(model.handle, params)
+        if not self._handle:
+            raise ModelFileError(f"{model.path} cannot compute embeddings")
+        self._width = model.width
+        self._memory = c.llama_get_memory(self._handle)
+        self._batch = Batch(context_tokens)
+
+    def embed(self, tokens: Seq[int]) -> Rows:
+        """The pooled vector of one text, (width,), not normalised."""
+        if self._memory:
+            c.llama_memory_clear(self._memory, True)
+        self._batch.clear()
+        self._batch.add(0, 0, tokens, output=True)
+        self._batch.outputs[: len(tokens)] = 1
+        if (code := c.llama_decode(self._handle, self._batch.as_struct())) != 0:
+            raise EngineFailed(f"embedding failed with {code} on {len(tokens)} tokens")
+        pointer = c.llama_get_embeddings_seq(self._handle, 0)
+        if not pointer:
+            raise EngineFailed("this model gives no pooled embedding")
+        return np.ctypeslib.as_array(pointer, shape=(self._width,)).copy()
+
+    def close(self) -> None:
+        if self._handle:
+            c.llama_free(self._handle)
+            self._handle = None

@@ -1,0 +1,225 @@
+"""From logits to tokens, for all rows of a step at once.
+
+A step's logits are (rows, vocabulary) float32: 12 MB for 20 rows of Qwen3. Full C chains over them cost 10.9 ms a step, so a few
+whole-batch numpy calls first keep the tokens within 14 nats of each row's best (what is dropped has less than e**-14 of the best
+token's probability each), and the C chain, or argmax, sees only those. Few large calls also mean few GIL hand-overs.
+
+Order, as llama.cpp: penalties and bias, grammar, top-k, top-p, min-p, temperature, draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from atlas.engine.grammar import Matcher
+from atlas.engine.runner import Candidates, Chain, Rows, Tokens
+from atlas.types import Sampling
+
+KEPT_NATS = 14.0  # times the temperature, where that is above 1; measured: same tokens as the full chain with top-k up to 100
+REPETITION_WINDOW = 64  # tokens; llama.cpp's default penalty_last_n
+GROUPED_FROM = 16384  # vocabulary size from which group maxima pay; measured at 151,936: 0.3 ms against 3 ms for 20 rows
+BROAD_GROUPS = 256  # more groups than this within reach of the best: a flat distribution; chosen, unmeasured
+GROUP_DEPTH = 64  # tokens per group, strided so that the maximum runs along contiguous memory
+
+
+class Choice(NamedTuple):
+    """A drawn token and its log-probability after penalties, before temperature.
+
+    The sum runs over kept tokens only, so it is too high by at most vocabulary * e**-14 (0.13 nats for Qwen3; usually far less).
+    """
+
+    token: int
+    logprob: float
+
+
+class ExactLogprobs(NamedTuple):
+    """Log-probabilities under the model's own distribution, over the whole vocabulary; `logits`: a copy, (vocabulary,)."""
+
+    logits: Rows
+    log_total: float
+    top: Tokens
+
+    def of(self, token: int) -> float:
+        return float(self.logits[token]) - self.log_total
+
+
+NOTHING_ALLOWED = Choice(-1, 0.0)  # a grammar that has come to its end
+
+
+class Kept(NamedTuple):
+    """The tokens of one row that can matter: ids ascending, logits; log-sum-exp of the whole row where those fall short of it."""
+
+    ids: Tokens
+    logits: Rows
+    log_total: float | None
+
+
+class Recommended(NamedTuple):
+    """A model's sampling parameters where a request names none."""
+
+    temperature: float = 0.8
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.0
+
+
+class Sampler:
+    """How one candidate draws its tokens. Owned by the engine thread."""
+
+    def __init__(self, sampling: Sampling, recommended: Recommended, *, seed: int, prompt_tail: list[int]) -> None:
+        self.temperature = _or(sampling.temperature, recommended.temperature)
+        self.top_k = _or(sampling.top_k, recommended.top_k)
+        self.kept_nats = KEPT_NATS * max(1.0, self.temperature)
+        self._bias = np.array([*sampling.logit_bias.keys()], np.int32), np.array([*sampling.logit_bias.values()], np.float32)
+        self._sampling = sampling
+        self._counts: Counter[int] = Counter()
+        self._recent: deque[int] = deque(prompt_tail, maxlen=REPETITION_WINDOW)
+        self._chain = (
+            None
+            if self.temperature <= 0
+            else Chain(
+                seed=seed,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=_or(sampling.top_p, recommended.top_p),
+                min_p=_or(sampling.min_p, recommended.min_p),
+            )
+        )
+        self._is_plain = not (sampling.logit_bias or self._penalises)
+
+    @property
+    def _penalises(self) -> bool:
+        s = self._sampling
+        return bool(s.frequency_penalty or s.presence_penalty or s.repetition_penalty != 1.0)
+
+    def adjust(self, row: Rows) -> None:
+        """Penalties and bias on the few ids they touch, in place; row: (vocabulary,)."""
+        if self._is_plain:
+            return
+        ids, values = self._bias
+        row[ids] += values
+        if not self._penalises:
+            return
+        s = self._sampling
+        if s.repetition_penalty != 1.0 and self._recent:
+            recent = np.fromiter(set(self._recent), np.int32)
+            row[recent] = np.where(row[recent] > 0, row[recent] / s.repetition_penalty, row[recent] * s.repetition_penalty)
+        if self._counts:
+            seen = np.fromiter(self._counts.keys(), np.int32)
+            row[seen] -= s.frequency_penalty * np.fromiter(self._counts.values(), np.float32) + s.presence_penalty
+
+    def accept(self, token: int) -> None:
+        if not self._is_plain:
+            self._counts[token] += 1
+            self._recent.append(token)
+
+    @property
+    def num_wanted(self) -> int:
+        """How many of the best tokens decide the draw: 1 for greedy, top-k, or 0 for all."""
+        return 1 if self._chain is None else self.top_k
+
+    def choose(self, scratch: Candidates, kept: Kept) -> Choice:
+        """Draw among the kept tokens."""
+        ids, logits, log_total = kept
+        best = int(logits.argmax()) if len(logits) else -1
+        if best < 0 or logits[best] == -math.inf:
+            return NOTHING_ALLOWED
+        log_total = _log_total(logits) if log_total is None else log_total
+        if self._chain is None:
+            return Choice(int(ids[best]), float(logits[best]) - log_total)
+        if 0 < self.top_k < len(ids):
+            top = np.sort(np.argpartition(logits, -self.top_k)[-self.top_k :])
+            ids, logits = ids[top], logits[top]
+        token = self._chain.select(scratch, ids, logits)
+        return Choice(token, float(logits[np.searchsorted(ids, token)]) - log_total)
+
+    def close(self) -> None:
+        if self._chain is not None:
+            self._chain.close()
+
+
+class Want(NamedTuple):
+    """What one row of a step's logits asks for; `matcher` only where the grammar binds this token."""
+
+    sampler: Sampler
+    matcher: Matcher | None
+    top_logprobs: int | None
+
+
+def sample(logits: Rows, wants: list[Want], scratch: Candidates) -> list[tuple[Choice, ExactLogprobs | None]]:
+    """One token per row; logits: (rows, vocabulary), modified in place."""
+    exact = [
+        _exact(row, want.top_logprobs) if want.top_logprobs is not None else None for row, want in zip(logits, wants, strict=True)
+    ]
+    for row, want in zip(logits, wants, strict=True):
+        want.sampler.adjust(row)
+        if want.matcher is not None:
+            want.matcher.mask(row)
+    kept = _keep(logits, [want.sampler for want in wants])
+    choices = [want.sampler.choose(scratch, row) for want, row in zip(wants, kept, strict=True)]
+    return list(zip(choices, exact, strict=True))
+
+
+def _keep(logits: Rows, samplers: list[Sampler]) -> list[Kept]:
+    """Per row, what lies within the sampler's nats of its maximum; at least one token each."""
+    nats = np.array([sampler.kept_nats for sampler in samplers], np.float32)
+    num_rows, vocab_size = logits.shape
+    if vocab_size < GROUPED_FROM:
+        floor = logits.max(axis=1) - nats
+        rows, ids = np.nonzero(logits >= floor[:, None])
+        return _split(rows, ids, logits[rows, ids], [None] * num_rows)
+    stride = vocab_size // GROUP_DEPTH
+    body, tail = logits[:, : stride * GROUP_DEPTH].reshape(num_rows, GROUP_DEPTH, stride), logits[:, stride * GROUP_DEPTH :]
+    peaks = body.max(axis=1)  # (rows, stride): best of tokens g, g + stride, g + 2 stride ...
+    best = np.maximum(peaks.max(axis=1), tail.max(axis=1, initial=-np.inf))
+    floor, totals = _raise_floors(best - nats, logits, peaks, samplers)
+    rows, groups = np.nonzero(peaks >= floor[:, None])
+    values = body[rows, :, groups]  # (hits, GROUP_DEPTH)
+    hits, depth = np.nonzero(values >= floor[rows][:, None])
+    tail_rows, tail_ids = np.nonzero(tail >= floor[:, None])
+    rows = np.concatenate([rows[hits], tail_rows])
+    ids = np.concatenate([depth * stride + groups[hits], tail_ids + stride * GROUP_DEPTH])
+    order = np.lexsort((ids, rows))
+    return _split(rows[order], ids[order], np.concatenate([values[hits, depth], tail[tail_rows, tail_ids]])[order], totals)
+
+
+def _raise_floors(floor: Rows, logits: Rows, peaks: Rows, samplers: list[Sampler]) -> tuple[Rows, list[float | None]]:
+    """Broad rows, of which thousands of tokens would be kept: with top-k (or greedy), the k-th best group loses nothing.
+
+    Their log-sum-exp is taken over the whole row, since what is kept no longer carries nearly all of it.
+    """
+    totals: list[float | None] = [None] * len(samplers)
+    num_groups = np.count_nonzero(peaks >= floor[:, None], axis=1)
+    for row in np.flatnonzero(num_groups > BROAD_GROUPS):
+        k = samplers[row].num_wanted
+        if 0 < k <= BROAD_GROUPS:
+            floor[row] = np.partition(peaks[row], -k)[-k]
+            totals[row] = _log_total(logits[row])
+    return floor, totals
+
+
+def _split(rows: Tokens, ids: Tokens, values: Rows, totals: list[float | None]) -> list[Kept]:
+    edges = np.searchsorted(rows, np.arange(len(totals) + 1)).tolist()
+    return [Kept(ids[a:b], values[a:b], total) for a, b, total in zip(edges, edges[1:], totals, strict=False)]
+
+
+def _log_total(row: Rows) -> float:
+    best = float(row.max())
+    return best + math.log(float(np.exp(row - best).sum()))
+
+
+def _exact(row: Rows, num_top: int) -> ExactLogprobs:
+    top = np.argpartition(row, -num_top)[-num_top:] if num_top else np.empty(0, np.int64)
+    top = top[np.argsort(-row[top], kind="stable")]
+    return ExactLogprobs(row.copy(), _log_total(row), top)
+
+
+T = TypeVar("T", int, float)
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value

@@ -1,0 +1,214 @@
+"""Which sequences run, which wait, and whose cells give way.
+
+Every step takes all decoding sequences (one row each), then prefill rows, oldest prompt first, up to a bounded chunk. When cells
+run out, finished prefixes are evicted first (least recently used), then the youngest running sequence is preempted: it keeps its
+tokens, loses its cells, and is fed again later. So no sequence ever fails because of another.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from itertools import count
+from typing import NamedTuple
+
+from atlas.engine.radix import Match, PrefixTree
+from atlas.engine.runner import Runner, Tokens
+from atlas.engine.sequence import Sequence
+
+GROWTH_TOKENS = 64  # cells kept ready for each running sequence at admission; chosen, unmeasured
+WORTH_WAITING_TOKENS = 32  # a prompt lets one with a longer common prefix go first; chosen, unmeasured
+
+
+class Part(NamedTuple):
+    """Some rows of a step: the next tokens of one sequence; `is_last` when its logits are wanted."""
+
+    sequence: Sequence
+    start: int
+    tokens: Tokens
+    is_last: bool
+
+
+class Plan(NamedTuple):
+    """One step: decode rows (one token each, all outputs) and prefill parts."""
+
+    decode: list[Part]
+    prefill: list[Part]
+
+
+class Scheduler:
+    """Owned by the engine thread; the only one that gives out sequence ids and cells."""
+
+    def __init__(self, runner: Runner, *, max_running: int, chunk_tokens: int) -> None:
+        self._runner = runner
+        self._max_running = max_running
+        self._chunk_tokens = chunk_tokens
+        self._tree = PrefixTree()
+        self._free_ids = list(range(runner.num_sequences))
+        self._cached: OrderedDict[int, None] = OrderedDict()  # finished sequences that still hold cells, oldest first
+        self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
+        self._tie = count()
+        self.running: list[Sequence] = []  # in the order they were admitted
+        self.num_preempted = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def cells_used(self) -> int:
+        return self._tree.cells
+
+    @property
+    def cells_live(self) -> int:
+        return self._tree.held_by({sequence.seq_id for sequence in self.running if sequence.seq_id is not None})
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self._waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        heapq.heappush(self._waiting, (sequence.job.order, next(self._tie), sequence))
+
+    def waiting(self) -> list[Sequence]:
+        return [entry[2] for entry in self._waiting]
+
+    def forget(self, sequence: Sequence) -> None:
+        """Take a waiting sequence off the queue."""
+        self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
+        heapq.heapify(self._waiting)
+
+    def admit(self) -> list[Sequence]:
+        """Move waiting sequences to running while there are ids and cells; in order, so that none starves."""
+        admitted = []
+        while self._waiting and len(self.running) < self._max_running:
+            sequence = self._waiting[0][2]
+            if self.running and self._cells_needed(sequence) > self._cells_spare():
+                break
+            heapq.heappop(self._waiting)
+            sequence.seq_id = self._take_id()
+            sequence.is_placed = False
+            self.running.append(sequence)
+            admitted.append(sequence)
+        return admitted
+
+    def plan(self) -> Plan:
+        """The next step's rows; makes room for them."""
+        self._make_room_for_decoding()
+        decode = [Part(s, s.num_held, s.to_feed, True) for s in self.running if s.is_decoding]
+        limit = self._runner.batch.capacity - len(decode)
+        budget = min(limit, self._chunk_tokens) if decode else limit
+        return Plan(decode, self._prefill_parts(budget, reserved=len(decode)))
+
+    def computed(self, part: Part) -> None:
+        """The rows of this part have cells now."""
+        assert part.sequence.seq_id is not None
+        self._tree.extend(part.sequence.seq_id, part.tokens)
+        part.sequence.num_held += len(part.tokens)
+
+    def retire(self, sequence: Sequence, *, keep: bool) -> None:
+        """A running sequence has ended; with `keep` its cells stay as a prefix for others."""
+        self.running.remove(sequence)
+        seq_id, sequence.seq_id = sequence.seq_id, None
+        assert seq_id is not None
+        if keep and sequence.num_held:
+            self._cached[seq_id] = None
+        else:
+            self._release(seq_id)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a running sequence's cells; it goes back to the head of the queue with its tokens."""
+        self.retire(sequence, keep=False)
+        sequence.num_held = 0
+        self.num_preempted += 1
+        self.add(sequence)
+
+    def _prefill_parts(self, budget: int, *, reserved: int) -> list[Part]:
+        parts: list[Part] = []
+        for sequence in list(self.running):
+            if sequence.seq_id is None or sequence.is_decoding or budget <= 0:
+                continue
+            if not sequence.is_placed and not self._place(sequence, parts):
+                continue
+            wanted = min(budget, len(sequence.to_feed))
+            room = self._room(wanted + reserved, but=None if reserved else sequence) - reserved
+            tokens = sequence.to_feed[: max(0, min(wanted, room))]
+            if len(tokens):
+                is_last = sequence.num_held + len(tokens) == sequence.length
+                parts.append(Part(sequence, sequence.num_held, tokens, is_last))
+                budget -= len(tokens)
+                reserved += len(tokens)
+        return parts
+
+    def _place(self, sequence: Sequence, parts: list[Part]) -> bool:
+        """Share the longest held prefix; False to wait for a prompt of this step that will hold a longer one."""
+        match = self._match(sequence)
+        for part in parts:
+            if _common(part.sequence.ids, sequence.ids) > match.length + WORTH_WAITING_TOKENS:
+                return False
+        assert sequence.seq_id is not None
+        if match.holder is not None:
+            self._runner.share(match.holder, sequence.seq_id, match.length)
+            if match.holder in self._cached:
+                self._cached.move_to_end(match.holder)
+        self._tree.begin(sequence.seq_id, sequence.ids, match.length)
+        sequence.num_held = match.length
+        sequence.is_placed = True
+        return True
+
+    def _match(self, sequence: Sequence) -> Match:
+        """At least one token must be computed, else there are no logits."""
+        return self._tree.match(sequence.ids[:-1])
+
+    def _cells_needed(self, sequence: Sequence) -> int:
+        is_sibling = any(other.job is sequence.job for other in self.running)
+        held = sequence.prompt_length - 1 if is_sibling else self._match(sequence).length
+        return sequence.length - held + GROWTH_TOKENS
+
+    def _cells_spare(self) -> int:
+        """Cells not held by a running sequence, less what running ones still have to feed and grow."""
+        pending = 0
+        jobs = set()
+        for sequence in self.running:
+            is_first = id(sequence.job) not in jobs
+            jobs.add(id(sequence.job))
+            pending += (len(sequence.to_feed) if is_first or sequence.is_placed else 1) + GROWTH_TOKENS
+        return self._runner.context_tokens - self.cells_live - pending
+
+    def _make_room_for_decoding(self) -> None:
+        while True:
+            rows = sum(sequence.is_decoding for sequence in self.running)
+            if self._room(rows) >= rows:
+                return
+            self.preempt(self._youngest())
+
+    def _room(self, wanted: int, *, but: Sequence | None = None) -> int:
+        """Free cells, after evicting finished prefixes while fewer than `wanted`; for `but`, also after preempting others."""
+        while (free := self._runner.context_tokens - self._tree.cells) < wanted and self._cached:
+            self._release(next(iter(self._cached)))
+        if free <= 0 and but is not None and len(self.running) > 1:
+            youngest = self._youngest()
+            if youngest is not but:
+                self.preempt(youngest)
+                return self._room(wanted, but=but)
+        return free
+
+    def _youngest(self) -> Sequence:
+        return max((s for s in self.running if s.is_placed), key=lambda s: (s.job.order, s.index))
+
+    def _take_id(self) -> int:
+        if not self._free_ids:
+            self._release(next(iter(self._cached)))
+        return self._free_ids.pop()
+
+    def _release(self, seq_id: int) -> None:
+        self._cached.pop(seq_id, None)
+        self._tree.release(seq_id)
+        self._runner.drop(seq_id)
+        self._free_ids.append(seq_id)
+
+
+def _common(first: Tokens, second: Tokens) -> int:
+    size = min(len(first), len(second))
+    differs = first[:size] != second[:size]
+    return int(differs.argmax()) if differs.any() else size

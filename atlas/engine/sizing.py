@@ -1,0 +1,69 @@
+"""How many KV cells a model gets when the settings leave it open."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from atlas.engine.runner import Model, supports_gpu
+
+RESERVE_BYTES = int(1.2 * 1024**3)  # CUDA context and compute buffers; measured by others on 16-24 GB cards
+HOST_SHARE = 4  # a quarter of the free memory may become KV cells on a machine without a GPU; chosen, unmeasured
+CELLS_MAX = 32768  # without a GPU more cells than this only cost start-up time; chosen, unmeasured
+CELLS_MIN = 2048
+
+
+def kv_bytes_per_cell(model: Model) -> int:
+    """Bytes of keys and values of one token in f16 over all layers."""
+
+    def number(key: str, default: int) -> int:
+        value = model.meta(f"{model.architecture}.{key}")
+        return int(value) if value and value.isdigit() else default
+
+    heads = number("attention.head_count", 1)
+    kv_heads = number("attention.head_count_kv", heads)
+    head = model.width // heads
+    key_size, value_size = number("attention.key_length", head), number("attention.value_length", head)
+    return number("block_count", 1) * kv_heads * (key_size + value_size) * 2
+
+
+def context_cells(model: Model, *, max_sequences: int) -> int:
+    """Cells that fit the free memory, at most what all sequences could fill, at least one short context."""
+    gpu_bytes = free_gpu_bytes() if supports_gpu() else None
+    budget = free_host_bytes() // HOST_SHARE if gpu_bytes is None else gpu_bytes - RESERVE_BYTES
+    wanted = max_sequences * model.train_context_tokens
+    most = min(wanted, budget // kv_bytes_per_cell(model), wanted if gpu_bytes is not None else CELLS_MAX)
+    return max(most, min(CELLS_MIN, model.train_context_tokens)) // 256 * 256 or 256
+
+
+def free_gpu_bytes() -> int | None:
+    """Free memory of the emptiest NVIDIA GPU; None without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    result = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+    sizes = [int(line) for line in result.stdout.split() if line.isdigit()]
+    return max(sizes) * 1024**2 if sizes else None
+
+
+def free_host_bytes() -> int:
+    """MemAvailable of /proc/meminfo; where there is none, half the physical memory."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def physical_cores() -> int:
+    """Cores this process may use, hyper-threads not counted where Linux tells; llama.cpp gains nothing from them."""
+    allowed = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text(encoding="ascii") if siblings.exists() else str(cpu))
+    return max(1, len(cores))
