@@ -128,7 +128,7 @@ def main(make_engine: EngineFactory) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    configure_logging(launch.settings.log)
+    configure_logging(launch.settings.log.level, form=launch.settings.log.format)
     status = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(serve(launch, make_engine))
     sys.stdout.flush()
     sys.stderr.flush()

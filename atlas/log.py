@@ -14,15 +14,18 @@ from typing import Any
 
 import structlog
 
-from atlas.settings import LogSettings
-
 _SECRET = re.compile(r"sk-llm-[0-9A-Za-z]+|(?i:(?<=bearer )\S+)")
 _SECRET_NAMES = re.compile(r"(?i)^(.*_)?(password|passwd|secret|token|api_?key|authorization|cookie|pepper)$")
 REDACTED = "[redacted]"
 
 
-def configure_logging(settings: LogSettings) -> None:
-    """Send structlog's and the standard library's events to stderr, as `settings` say."""
+def configure_logging(level: str, *, form: str = "auto") -> None:
+    """Send structlog's and the standard library's events to stderr.
+
+    Args:
+        level: the least that is shown: debug, info, warning or error.
+        form: console, json, or auto: console on a terminal.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -34,15 +37,15 @@ def configure_logging(settings: LogSettings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(settings)],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(form)],
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    level = logging.getLevelNamesMapping()[settings.level.upper()]
-    logging.getLogger("atlas").setLevel(level)
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger("atlas").setLevel(threshold)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=lambda *_: logging.getLogger("atlas"),
         cache_logger_on_first_use=False,
     )
@@ -65,8 +68,8 @@ def _redact(name: str, value: Any) -> Any:  # a log value is anything
     return value
 
 
-def _renderer(settings: LogSettings) -> structlog.typing.Processor:
-    if settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty()):
+def _renderer(form: str) -> structlog.typing.Processor:
+    if form == "console" or (form == "auto" and sys.stderr.isatty()):
         # The default formatter would print local variables, and with them prompts and keys.
         return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     return structlog.processors.JSONRenderer()

@@ -69,7 +69,7 @@ def run_server(settings: Settings, *, command: Sequence[str]) -> None:
     Raises:
         OperatorError: the address, the data directory or the model cannot be used.
     """
-    configure_logging(settings.log)
+    configure_logging(settings.log.level, form=settings.log.format)
     check_exposure(settings)
     directory = find_directory(settings).create()
     directory.hold()
