@@ -7,18 +7,31 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from litestar import Litestar
+from litestar import Router as HTTPRouter
 from litestar.config.cors import CORSConfig
+from litestar.exceptions import NotFoundException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from atlas import __version__
-from atlas.gateway import chat, health, models
+from atlas.gateway import chat, completions, embeddings, health, models, tokens
 from atlas.gateway.auth import Gate
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.errors import handle_error
-from atlas.gateway.exchange import Exchanges
+from atlas.gateway.exchange import Exchanges, HTTPRequest
 
-ROUTES = [health.livez, health.readyz, models.list_models, models.get_model, chat.chat_completions]
+ROUTES = [
+    health.livez,
+    health.readyz,
+    models.list_models,
+    models.get_model,
+    chat.chat_completions,
+    completions.completions,
+    embeddings.embeddings,
+    tokens.tokenize,
+    tokens.detokenize,
+    tokens.chat_input_tokens,
+]
 
 
 def create_app(deps: GatewayDeps) -> Litestar:
@@ -54,4 +67,12 @@ def _cors(deps: GatewayDeps) -> CORSConfig | None:
 
 
 def _openapi() -> OpenAPIConfig:
-    return OpenAPIConfig(title="ATLAS", version=__version__, path="/openapi.json", render_plugins=[JsonRenderPlugin(path="/")])
+    """The document only: the usual pages around it load their scripts from elsewhere."""
+    router = HTTPRouter("/openapi.json", route_handlers=[], before_request=_exactly, include_in_schema=False)
+    return OpenAPIConfig(title="ATLAS", version=__version__, openapi_router=router, render_plugins=[JsonRenderPlugin(path="/")])
+
+
+async def _exactly(request: HTTPRequest) -> None:
+    """Litestar answers everything below its document's path with a page in HTML."""
+    if request.url.path != "/openapi.json":
+        raise NotFoundException

@@ -7,65 +7,32 @@ from collections.abc import AsyncIterator, Sequence
 from secrets import token_hex
 
 from litestar import Response, post
+from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET
 
-from atlas import __version__
 from atlas.engine import Group
-from atlas.errors import AtlasError, EngineFailed, EngineUnavailable
 from atlas.gateway import wire
+from atlas.gateway.answer import FINGERPRINT, aborted, finished, finite, guarded, readable, to_usage, top_of
 from atlas.gateway.convert import chat_prompt
-from atlas.gateway.errors import openai_reply
+from atlas.gateway.errors import error_event
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.models import choose_engine
-from atlas.gateway.sse import DONE, PING, event, event_stream, on_disconnect, paced
+from atlas.gateway.sse import DONE, PING, event, event_stream, paced
 from atlas.types import Delta, FinishReason, Generation, TokenLogprob, ToolCallDelta
-
-FINGERPRINT = f"atlas-{__version__}"
-LOWEST_LOGPROB = -9999.0  # JSON has no infinity
 
 
 @post("/v1/chat/completions", status_code=200, tags=["chat"], summary="Answer a conversation")
-async def chat_completions(request: HTTPRequest, data: wire.ChatCompletionRequest) -> Response[wire.ChatCompletion] | Stream:
+async def chat_completions(
+    request: HTTPRequest, data: JSONBody[wire.ChatCompletionRequest]
+) -> Response[wire.ChatCompletion] | Stream:
     exchange = exchange_of(request)
     engine = choose_engine(exchange, data.model)
     group = await exchange.submit(chat_prompt(data, engine.capabilities, owner=exchange.owner))
     answer = ChatAnswer(exchange, group, with_usage=bool(data.stream_options and data.stream_options.include_usage))
     if data.stream:
-        return event_stream(guarded(exchange, answer.events()))
-    return Response(answer.whole(await finished(request, exchange, group)))
-
-
-async def finished(request: HTTPRequest, exchange: Exchange, group: Group) -> list[Generation]:
-    """Every candidate, in order; if the client goes away the engine stops at once.
-
-    Raises:
-        EngineUnavailable: the server stops before the answer is whole.
-    """
-    async with on_disconnect(request, exchange.abandon):
-        generations = await group.all()
-    for generation in generations:
-        if generation.finish_reason == "abort":
-            raise aborted(exchange)
-    return generations
-
-
-async def guarded(exchange: Exchange, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events, and if they fail an error event in their place: the status line has long been sent."""
-    try:
-        async for chunk in events:
-            yield chunk
-    except AtlasError as error:
-        exchange.refuse(error)
-        yield event(openai_reply(error))
-    yield DONE
-
-
-def aborted(exchange: Exchange) -> AtlasError:
-    """Why an answer of ours ended before its end."""
-    if exchange.is_cut:
-        return EngineUnavailable("the server is shutting down and has cut this answer short", retry_after_s=5)
-    return EngineFailed("the engine gave this answer up before its end")
+        return event_stream(guarded(exchange, answer.events(), render=error_event, last=DONE))
+    return Response(answer.whole(*await finished(request, exchange)))
 
 
 class ChatAnswer:
@@ -85,7 +52,7 @@ class ChatAnswer:
             created=self.created,
             model=self.exchange.model,
             choices=[to_choice(generation) for generation in generations],
-            usage=to_usage(self.group.prompt_tokens, self.group.cached_tokens, generations),
+            usage=to_usage([self.group]),
             system_fingerprint=FINGERPRINT,
         )
 
@@ -99,9 +66,7 @@ class ChatAnswer:
                 raise aborted(self.exchange)
             yield event(self._chunk([self._choice(delta)]))
         if self.with_usage:
-            yield event(
-                self._chunk([], usage=to_usage(self.group.prompt_tokens, self.group.cached_tokens, self.group.generations))
-            )
+            yield event(self._chunk([], usage=to_usage([self.group])))
 
     def _chunk(self, choices: list[wire.ChunkChoice], usage: wire.Usage | None = None) -> wire.ChatCompletionChunk:
         return wire.ChatCompletionChunk(
@@ -163,35 +128,17 @@ def to_call_delta(call: ToolCallDelta) -> wire.DeltaToolCall:
     )
 
 
-def to_usage(prompt_tokens: int, cached_tokens: int, generations: Sequence[Generation]) -> wire.Usage:
-    completion_tokens = sum(generation.num_tokens for generation in generations)
-    reasoning_tokens = sum(generation.reasoning_tokens for generation in generations)
-    return wire.Usage(
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        total_tokens=prompt_tokens + completion_tokens,
-        prompt_tokens_details=wire.PromptTokensDetails(cached_tokens=cached_tokens),
-        completion_tokens_details=wire.CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
-    )
-
-
 def to_logprobs(tokens: Sequence[TokenLogprob]) -> wire.ChoiceLogprobs:
     return wire.ChoiceLogprobs(
         content=[
             wire.TokenLogprobs(
                 token=readable(token.text),
-                logprob=max(token.logprob, LOWEST_LOGPROB),
+                logprob=finite(token.logprob),
                 bytes=list(token.text),
                 top_logprobs=[
-                    wire.TopLogprob(token=readable(text), logprob=max(logprob, LOWEST_LOGPROB), bytes=list(text))
-                    for _, text, logprob in token.top
+                    wire.TopLogprob(token=readable(text), logprob=logprob, bytes=list(text)) for text, logprob in top_of(token)
                 ],
             )
             for token in tokens
         ]
     )
-
-
-def readable(text: bytes) -> str:
-    """A token's bytes as text; half a character becomes U+FFFD (the exact bytes travel beside it)."""
-    return text.decode("utf-8", errors="replace")

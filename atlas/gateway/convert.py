@@ -20,12 +20,17 @@ def chat_prompt(request: wire.ChatCompletionRequest, capabilities: Capabilities,
         BadRequest: fields contradict each other.
         Unsupported: a field that this server, or this model, cannot honour.
     """
-    refuse_fields(request)
+    check_sampling_fields(request)
     if any(kind != "text" for kind in request.modalities or ()):
         raise Unsupported("modalities: this server answers with text only", param="modalities")
     tools, tool_choice = to_tools(request)
     thinking, budget = to_thinking(request, capabilities)
-    prompt = Prompt(
+    schema = to_schema(request.response_format)
+    if schema is not None and not capabilities.json_schema:
+        raise Unsupported(
+            f"response_format: model {capabilities.model!r} cannot be held to a schema here", param="response_format"
+        )
+    return Prompt(
         model=capabilities.model,
         messages=tuple(to_message(message, f"messages[{i}]") for i, message in enumerate(request.messages)),
         sampling=(to_sampling(request),),
@@ -35,42 +40,27 @@ def chat_prompt(request: wire.ChatCompletionRequest, capabilities: Capabilities,
         tools=tools,
         tool_choice=tool_choice,
         parallel_tool_calls=request.parallel_tool_calls is not False,
-        json_schema=to_schema(request.response_format),
+        json_schema=schema,
         top_logprobs=to_top_logprobs(request),
         thinking=thinking,
         thinking_budget_tokens=budget,
         owner=owner,
     )
-    check_capabilities(prompt, capabilities)
-    return prompt
 
 
-def refuse_fields(request: wire.Wire) -> None:
+def check_sampling_fields(request: wire.SamplingFields) -> None:
     """Refuse what the wire declares as `NotSupported`, if it asks for anything."""
     for field in refused_fields(type(request)):
         value = getattr(request, field)
         if value and value != "none":
             raise Unsupported(f"{field}: this server does not support it; leave it out", param=field)
+    if request.best_of and request.best_of != (request.n or 1):
+        raise Unsupported("best_of: ask for n answers instead, and choose among them", param="best_of")
 
 
 @functools.cache
 def refused_fields(request: type[wire.Wire]) -> tuple[str, ...]:
     return tuple(name for name, kind in get_type_hints(request, include_extras=True).items() if kind == wire.NotSupported)
-
-
-def check_capabilities(prompt: Prompt, capabilities: Capabilities) -> None:
-    """Refuse what this model or engine cannot do."""
-    wanted = {
-        "logprobs": (prompt.top_logprobs is not None, capabilities.logprobs),
-        "tools": (bool(prompt.tools), capabilities.tools),
-        "response_format": (prompt.json_schema is not None, capabilities.json_schema),
-        "suffix": (prompt.suffix is not None, capabilities.fill_in_middle),
-    }
-    for param, (is_wanted, is_offered) in wanted.items():
-        if is_wanted and not is_offered:
-            raise Unsupported(f"{param}: model {capabilities.model!r} does not support it", param=param)
-    if prompt.n > capabilities.max_candidates:
-        raise BadRequest(f"n: {prompt.n} is more than this engine's {capabilities.max_candidates}", param="n")
 
 
 # -- messages --

@@ -17,6 +17,7 @@ from litestar.exceptions import (
 
 from atlas.errors import AtlasError, BadRequest, EngineFailed, NotFound, PayloadTooLarge
 from atlas.gateway.anthropic_wire import AnthropicError, AnthropicErrorReply
+from atlas.gateway.sse import event
 from atlas.gateway.wire import ErrorBody, ErrorReply
 
 log = structlog.get_logger("atlas.gateway")
@@ -82,6 +83,11 @@ def openai_reply(error: AtlasError) -> ErrorReply:
 def anthropic_reply(error: AtlasError, request_id: str) -> AnthropicErrorReply:
     kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
     return AnthropicErrorReply(error=AnthropicError(type=kind, message=error.message), request_id=request_id)
+
+
+def error_event(error: AtlasError) -> bytes:
+    """The last event of an OpenAI stream that failed."""
+    return event(openai_reply(error))
 
 
 def error_headers(error: AtlasError) -> dict[str, str]:

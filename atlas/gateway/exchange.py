@@ -42,6 +42,7 @@ class Exchange:
         self.principal: Principal | None = None
         self.model = ""
         self.groups: list[Group] = []
+        self.embedded_tokens = 0
         self.status = 0
         self.outcome = "completed"
         self.is_cut = False
@@ -64,6 +65,9 @@ class Exchange:
         group = await engine.submit(prompt)
         self.groups.append(group)
         return group
+
+    def count_embedded(self, num_tokens: int) -> None:
+        self.embedded_tokens += num_tokens
 
     def refuse(self, error: AtlasError) -> None:
         """Note how the exchange went wrong."""
@@ -100,6 +104,8 @@ class Exchange:
             line["key_id"] = self.principal.key_id
         if self.model:
             line["model"] = self.model
+        if self.embedded_tokens:
+            line["prompt_tokens"] = self.embedded_tokens
         if self.groups:
             line |= self._tokens()
         return line

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from litestar import get
+from litestar.params import FromPath
 
 from atlas.engine import Engine
-from atlas.errors import ModelNotFound, ModelNotLoaded
+from atlas.errors import ModelNotFound, ModelNotLoaded, Unsupported
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of, still_loading
 from atlas.gateway.wire import Model, ModelList, ModelMeta
@@ -19,20 +22,41 @@ def choose_engine(exchange: Exchange, model: str) -> Engine:
         ModelNotLoaded: it is registered, but another one is loaded.
         EngineUnavailable: nothing is loaded yet.
     """
-    deps = exchange.deps
-    engine = deps.engine()
-    ids = known_ids(deps, engine)
-    if model not in ids:
-        raise ModelNotFound(f"model {model[:100]!r} does not exist; this server has: {', '.join(ids)}", param="model")
-    if engine is None:
-        raise still_loading()
-    if model not in (deps.models.loaded_id(), engine.capabilities.embeddings):
-        loaded = deps.models.loaded_id()
+    engine = _engine_knowing(exchange, model)
+    loaded = exchange.deps.models.loaded_id()
+    if model == engine.capabilities.embeddings != loaded:
+        raise Unsupported(f"model {model!r} only makes embeddings; {loaded!r} answers", param="model")
+    if model != loaded:
         raise ModelNotLoaded(
             f"model {model!r} is registered, but {loaded!r} is loaded; start with --model {model}", param="model"
         )
     exchange.model = model
     return engine
+
+
+def choose_embedder(exchange: Exchange, model: str) -> Engine:
+    """The engine that embeds for this id: the embedding model's, or the loaded model's. Raises as `choose_engine`."""
+    engine = _engine_knowing(exchange, model)
+    if engine.capabilities.embeddings is None:
+        raise Unsupported('this server runs without an embedding model (engine.embedder = "off")', param="model")
+    if model != engine.capabilities.embeddings:
+        return choose_engine(exchange, model)
+    exchange.model = model
+    return engine
+
+
+def _engine_knowing(exchange: Exchange, model: str) -> Engine:
+    engine = exchange.deps.engine()
+    ids = known_ids(exchange.deps, engine)
+    if model not in ids:
+        raise unknown_model(model, ids)
+    if engine is None:
+        raise still_loading()
+    return engine
+
+
+def unknown_model(model: str, ids: Sequence[str]) -> ModelNotFound:
+    return ModelNotFound(f"model {model[:100]!r} does not exist; this server has: {', '.join(ids)}", param="model")
 
 
 def known_ids(deps: GatewayDeps, engine: Engine | None) -> list[str]:
@@ -50,13 +74,13 @@ async def list_models(request: HTTPRequest) -> ModelList:
 
 
 @get("/v1/models/{model_id:path}", tags=["models"], summary="One model, with its context length")
-async def get_model(request: HTTPRequest, model_id: str) -> Model:
+async def get_model(request: HTTPRequest, model_id: FromPath[str]) -> Model:
     deps = exchange_of(request).deps
     engine = deps.engine()
     wanted = model_id.removeprefix("/")
     ids = known_ids(deps, engine)
     if wanted not in ids:
-        raise ModelNotFound(f"model {wanted[:100]!r} does not exist; this server has: {', '.join(ids)}", param="model")
+        raise unknown_model(wanted, ids)
     return describe(deps, engine, wanted)
 
 

@@ -1,0 +1,152 @@
+"""POST /v1/completions: raw prompts and fill-in-the-middle, without a chat template."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from secrets import token_hex
+
+from litestar import Response, post
+from litestar.params import JSONBody
+from litestar.response import Stream
+from msgspec import UNSET, UnsetType
+
+from atlas.engine import Engine
+from atlas.errors import BadRequest, Unsupported
+from atlas.gateway import wire
+from atlas.gateway.answer import FINGERPRINT, aborted, finished, finite, guarded, readable, to_usage, top_of
+from atlas.gateway.convert import check_sampling_fields, to_sampling, to_stop
+from atlas.gateway.errors import error_event
+from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
+from atlas.gateway.inputs import Input, to_inputs
+from atlas.gateway.models import choose_engine
+from atlas.gateway.sse import DONE, PING, event, event_stream, paced
+from atlas.types import Capabilities, Delta, FinishReason, Generation, Prompt, TokenLogprob
+
+MAX_CANDIDATES = 128  # prompts times n of one request
+
+
+@post("/v1/completions", status_code=200, tags=["completions"], summary="Continue a text, or fill a gap in it")
+async def completions(request: HTTPRequest, data: JSONBody[wire.CompletionRequest]) -> Response[wire.Completion] | Stream:
+    exchange = exchange_of(request)
+    engine = choose_engine(exchange, data.model)
+    prompts = completion_prompts(data, engine.capabilities, owner=exchange.owner)
+    echoes = [await _text_of(engine, prompt) if data.echo else "" for prompt in prompts]
+    for prompt in prompts:
+        await exchange.submit(prompt)
+    answer = CompletionAnswer(exchange, data, echoes)
+    if data.stream:
+        return event_stream(guarded(exchange, answer.events(), render=error_event, last=DONE))
+    return Response(answer.whole(await finished(request, exchange)))
+
+
+def completion_prompts(request: wire.CompletionRequest, capabilities: Capabilities, *, owner: str) -> list[Prompt]:
+    """One prompt per entry of `prompt`.
+
+    Raises:
+        BadRequest: fields contradict each other.
+        Unsupported: a field that this server, or this model, cannot honour.
+    """
+    check_sampling_fields(request)
+    inputs = to_inputs(request.prompt, "prompt")
+    n = request.n or 1
+    if len(inputs) * n > MAX_CANDIDATES:
+        raise BadRequest(f"prompt: {len(inputs)} prompts times n = {n} is more than {MAX_CANDIDATES} answers", param="prompt")
+    if request.echo and request.logprobs is not None:
+        raise Unsupported("echo: log-probabilities of the prompt are not available; drop echo or logprobs", param="echo")
+    if request.suffix is not None and any(not isinstance(entry, str) for entry in inputs):
+        raise BadRequest("suffix: needs a prompt of text", param="suffix")
+    return [_prompt(request, entry, capabilities, owner=owner) for entry in inputs]
+
+
+def _prompt(request: wire.CompletionRequest, entry: Input, capabilities: Capabilities, *, owner: str) -> Prompt:
+    return Prompt(
+        model=capabilities.model,
+        text=entry if isinstance(entry, str) else None,
+        tokens=entry if isinstance(entry, tuple) else None,
+        suffix=request.suffix,
+        sampling=(to_sampling(request),),
+        n=request.n or 1,
+        stop=to_stop(request.stop),
+        max_tokens=request.max_tokens,
+        top_logprobs=request.logprobs,
+        owner=owner,
+    )
+
+
+async def _text_of(engine: Engine, prompt: Prompt) -> str:
+    return prompt.text if prompt.text is not None else await engine.detokenize(prompt.tokens or ())
+
+
+class CompletionAnswer:
+    """One answer under construction; candidate i of prompt p is choice p * n + i."""
+
+    def __init__(self, exchange: Exchange, request: wire.CompletionRequest, echoes: Sequence[str]) -> None:
+        self.exchange = exchange
+        self.n = request.n or 1
+        self.echoes = echoes
+        self.with_usage = bool(request.stream_options and request.stream_options.include_usage)
+        self.id = "cmpl-" + token_hex(12)
+        self.created = int(time.time())
+        self._num_chars: dict[int, int] = {}  # per choice: characters sent so far
+
+    def whole(self, answers: Sequence[Sequence[Generation]]) -> wire.Completion:
+        choices = [self._whole_choice(p, generation) for p, group in enumerate(answers) for generation in group]
+        return self._reply(choices, usage=to_usage(self.exchange.groups))
+
+    async def events(self) -> AsyncIterator[bytes]:
+        async for item in paced(self.exchange.groups, ping_interval_s=self.exchange.deps.server.ping_interval_s):
+            if item is None:
+                yield PING
+                continue
+            if item[1].finish_reason == "abort":
+                raise aborted(self.exchange)
+            yield event(self._reply([self._choice(*item)], usage=None if self.with_usage else UNSET))
+        if self.with_usage:
+            yield event(self._reply([], usage=to_usage(self.exchange.groups)))
+
+    def _reply(self, choices: list[wire.CompletionChoice], *, usage: wire.Usage | UnsetType | None) -> wire.Completion:
+        return wire.Completion(
+            id=self.id,
+            created=self.created,
+            model=self.exchange.model,
+            choices=choices,
+            system_fingerprint=FINGERPRINT,
+            usage=usage,
+        )
+
+    def _whole_choice(self, position: int, generation: Generation) -> wire.CompletionChoice:
+        return wire.CompletionChoice(
+            index=position * self.n + generation.index,
+            text=self.echoes[position] + generation.text,
+            finish_reason=to_finish_reason(generation.finish_reason),
+            logprobs=to_logprobs(generation.logprobs, 0) if generation.logprobs else None,
+        )
+
+    def _choice(self, position: int, delta: Delta) -> wire.CompletionChoice:
+        index = position * self.n + delta.index
+        start = self._num_chars.get(index)
+        text = (self.echoes[position] if start is None else "") + delta.text
+        self._num_chars[index] = (start or 0) + len(text)
+        return wire.CompletionChoice(
+            index=index,
+            text=text,
+            finish_reason=to_finish_reason(delta.finish_reason) if delta.finish_reason else None,
+            logprobs=to_logprobs(delta.logprobs, start or 0) if delta.logprobs else None,
+        )
+
+
+def to_finish_reason(reason: FinishReason) -> wire.PlainFinishReason:
+    """A raw prompt has no tool calls, and `abort` becomes an error before."""
+    return "length" if reason == "length" else "stop"
+
+
+def to_logprobs(tokens: Sequence[TokenLogprob], start: int) -> wire.CompletionLogprobs:
+    """`start`: characters of the choice's text before the first of these tokens."""
+    texts = [readable(token.text) for token in tokens]
+    return wire.CompletionLogprobs(
+        tokens=texts,
+        token_logprobs=[finite(token.logprob) for token in tokens],
+        top_logprobs=[{readable(text): logprob for text, logprob in top_of(token)} for token in tokens],
+        text_offset=[start + sum(map(len, texts[:i])) for i in range(len(texts))],
+    )

@@ -1,0 +1,47 @@
+"""Counting and cutting text into tokens, without generating."""
+
+from __future__ import annotations
+
+from litestar import post
+from litestar.params import JSONBody
+
+from atlas.engine import Engine
+from atlas.errors import BadRequest, Unsupported
+from atlas.gateway import wire
+from atlas.gateway.convert import chat_prompt
+from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of, still_loading
+from atlas.gateway.models import choose_engine
+
+
+@post(["/tokenize", "/v1/tokenize"], status_code=200, tags=["tokens"], summary="Text to token ids")
+async def tokenize(request: HTTPRequest, data: JSONBody[wire.TokenizeRequest]) -> wire.TokenizeReply:
+    engine = _tokenizer(exchange_of(request), data.model)
+    text = data.content if data.content is not None else data.prompt
+    if text is None:
+        raise BadRequest("content: missing; send the text to cut", param="content")
+    tokens = await engine.tokenize(text, special=data.parse_special)
+    return wire.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=engine.capabilities.context_tokens)
+
+
+@post(["/detokenize", "/v1/detokenize"], status_code=200, tags=["tokens"], summary="Token ids to text")
+async def detokenize(request: HTTPRequest, data: JSONBody[wire.DetokenizeRequest]) -> wire.DetokenizeReply:
+    engine = _tokenizer(exchange_of(request), data.model)
+    text = await engine.detokenize(data.tokens)
+    return wire.DetokenizeReply(content=text, prompt=text)
+
+
+@post("/v1/chat/completions/input_tokens", status_code=200, tags=["tokens"], summary="Count a conversation's tokens")
+async def chat_input_tokens(request: HTTPRequest, data: JSONBody[wire.ChatCompletionRequest]) -> wire.InputTokens:
+    exchange = exchange_of(request)
+    engine = choose_engine(exchange, data.model)
+    prompt = chat_prompt(data, engine.capabilities, owner=exchange.owner)
+    return wire.InputTokens(input_tokens=await engine.count_tokens(prompt))
+
+
+def _tokenizer(exchange: Exchange, model: str | None) -> Engine:
+    engine = exchange.deps.engine() if model is None else choose_engine(exchange, model)
+    if engine is None:
+        raise still_loading()
+    if not engine.capabilities.tokenize:
+        raise Unsupported(f"model {engine.capabilities.model!r} runs elsewhere and offers no tokenizer")
+    return engine

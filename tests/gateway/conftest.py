@@ -1,0 +1,131 @@
+"""A real server on a real socket: every test here speaks HTTP to it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import httpx
+import pytest
+import uvicorn
+from anthropic import Anthropic
+from openai import OpenAI
+
+from atlas.engine import Engine, ScriptedEngine
+from atlas.errors import Unauthorized
+from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
+from atlas.settings import ServerSettings
+from atlas.types import Principal
+
+KEY = "sk-test-1"
+MODEL = "scripted"
+
+
+class OneKey:
+    """Knows one key."""
+
+    async def verify(self, token: str) -> Principal:
+        if token != KEY:
+            raise Unauthorized("this API key is unknown")
+        return Principal(key_id="key1", name="test", owner="alice")
+
+
+class TwoModels:
+    """One model is loaded, another one only registered."""
+
+    def loaded_id(self) -> str | None:
+        return MODEL
+
+    def ids(self) -> Sequence[str]:
+        return [MODEL, "other"]
+
+    def info(self, model_id: str) -> ModelInfo | None:
+        return ModelInfo(id=model_id, created=1_700_000_000, context_tokens=32768 if model_id == "other" else 0)
+
+
+def deps_of(engine: Engine | None, **changes: object) -> GatewayDeps:
+    deps = GatewayDeps(engine=lambda: engine, models=TwoModels(), keys=OneKey(), readiness=lambda: Readiness(status="ready"))
+    return replace(deps, **changes)  # type: ignore[arg-type]  # names are checked by dataclasses.replace
+
+
+@dataclass
+class Running:
+    """A server under test; `loop` is where its engine and its events live."""
+
+    url: str
+    deps: GatewayDeps
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def engine(self) -> ScriptedEngine:
+        engine = self.deps.engine()
+        assert isinstance(engine, ScriptedEngine)
+        return engine
+
+    def http(self, **headers: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {KEY}"} | headers, timeout=20)
+
+    def openai(self) -> OpenAI:
+        return OpenAI(base_url=self.url + "/v1", api_key=KEY, max_retries=0, timeout=20)
+
+    def anthropic(self) -> Anthropic:
+        return Anthropic(base_url=self.url, api_key=KEY, max_retries=0, timeout=20)
+
+    def drain(self) -> None:
+        self.loop.call_soon_threadsafe(self.deps.draining.set)
+
+
+@contextmanager
+def serving(deps: GatewayDeps) -> Iterator[Running]:
+    """`deps` behind uvicorn on a free port, in a thread of its own."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_app(deps), log_config=None, lifespan="on", timeout_graceful_shutdown=3)
+    server = uvicorn.Server(config)
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve(sockets=[listener])
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    wait_for(lambda: server.started)
+    try:
+        yield Running(url=f"http://127.0.0.1:{listener.getsockname()[1]}", deps=deps, loop=loops[0])
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> float:
+    """Seconds until `condition` holds."""
+    start_s = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start_s < timeout_s, "condition never held"
+        time.sleep(0.005)
+    return time.monotonic() - start_s
+
+
+Scripted = Callable[..., Running]
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    """scripted(replies, delay_s=..., **deps): a server whose model says `replies`, in turn."""
+    with ExitStack() as stack:
+
+        def start(replies: Sequence[str] = ("Hello world!",), *, delay_s: float = 0.0, **changes: object) -> Running:
+            engine = ScriptedEngine(replies, model=MODEL, delay_s=delay_s)
+            return stack.enter_context(serving(deps_of(engine, **changes)))
+
+        yield start
+
+
+def quick_pings(**changes: object) -> ServerSettings:
+    return ServerSettings(ping_interval_s=0.05, **changes)  # type: ignore[arg-type]  # checked by msgspec
