@@ -35,14 +35,8 @@ BATCH_TOKENS = 512  # rows of one decode; llama.cpp's default physical batch
 T = TypeVar("T")
 
 
-async def load_engine(path: Path, *, model_id: str, settings: EngineSettings, embedder: Embedder | None = None) -> LlamaEngine:
-    """Load a GGUF file; seconds to minutes, off the event loop.
-
-    Without an `embedder`, embeddings are hidden states of the loaded model.
-
-    Raises:
-        ModelFileError: the file cannot be loaded, or its context does not fit in memory.
-    """
+async def load_llama(path: Path, *, model_id: str, settings: EngineSettings, embedder: Embedder | None) -> LlamaEngine:
+    """See `load_engine`."""
     loop = asyncio.get_running_loop()
     model, runner = await loop.run_in_executor(None, _load, path, settings)
     return LlamaEngine(model, runner, model_id=model_id, settings=settings, embedder=embedder or ModelEmbedder(model), loop=loop)

@@ -101,8 +101,7 @@ class Sequence:
         self._parser = OutputParser(
             reasoning=job.may_reason or job.in_reasoning, in_reasoning=job.in_reasoning, tools=_parses_tools(job.prompt)
         )
-        self._forced = list(job.close_thinking[::-1])
-        self._is_closing = False
+        self._forced: list[int] = []  # the tokens to come, last first
         self._answer_started = False  # the grammar has bound a token
         self._reasoning_tokens = 0
         self._logprobs: list[TokenLogprob] = []
@@ -204,11 +203,11 @@ class Sequence:
         return int(row.argmax()) == self._vocab.token("<think>")
 
     def _next_forced(self) -> int | None:
-        """The next token of a think block's enforced end, once the budget is spent."""
+        """The next token of a think block's enforced end, once the budget is spent; a block opened again is closed again."""
         budget = self.job.prompt.thinking_budget_tokens
-        if not self._is_closing and budget is not None and self._parser.is_reasoning and self._reasoning_tokens >= budget:
-            self._is_closing = True
-        return self._forced.pop() if self._is_closing and self._forced else None
+        if not self._forced and budget is not None and self._parser.is_reasoning and self._reasoning_tokens >= budget:
+            self._forced = list(self.job.close_thinking[::-1])
+        return self._forced.pop() if self._forced else None
 
     def _logprob(self, token: int, exact: ExactLogprobs) -> TokenLogprob:
         raw = self._vocab.raw_piece
