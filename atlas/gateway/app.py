@@ -14,7 +14,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from atlas import __version__
-from atlas.gateway import chat, completions, embeddings, health, models, tokens
+from atlas.gateway import chat, completions, embeddings, health, messages, models, tokens
 from atlas.gateway.auth import Gate
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.errors import handle_error
@@ -28,6 +28,8 @@ ROUTES = [
     chat.chat_completions,
     completions.completions,
     embeddings.embeddings,
+    messages.messages,
+    messages.count_tokens,
     tokens.tokenize,
     tokens.detokenize,
     tokens.chat_input_tokens,

@@ -49,13 +49,18 @@ def chat_prompt(request: wire.ChatCompletionRequest, capabilities: Capabilities,
 
 
 def check_sampling_fields(request: wire.SamplingFields) -> None:
+    """Refuse what asks for another way of sampling than ours."""
+    refuse_unsupported(request)
+    if request.best_of and request.best_of != (request.n or 1):
+        raise Unsupported("best_of: ask for n answers instead, and choose among them", param="best_of")
+
+
+def refuse_unsupported(request: wire.Wire) -> None:
     """Refuse what the wire declares as `NotSupported`, if it asks for anything."""
     for field in refused_fields(type(request)):
         value = getattr(request, field)
         if value and value != "none":
             raise Unsupported(f"{field}: this server does not support it; leave it out", param=field)
-    if request.best_of and request.best_of != (request.n or 1):
-        raise Unsupported("best_of: ask for n answers instead, and choose among them", param="best_of")
 
 
 @functools.cache

@@ -43,7 +43,7 @@ def test_every_route_needs_a_key_unless_it_is_public(server: Running, method: st
         assert reply.headers["content-type"] == "application/json"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 @pytest.mark.parametrize("headers", [{"authorization": f"Bearer {KEY}"}, {"authorization": f"bearer {KEY}"}, {"x-api-key": KEY}])
 def test_both_headers_carry_a_key_on_both_dialects(server: Running, path: str, headers: dict[str, str]) -> None:
     assert httpx.post(server.url + path, json={}, headers=headers).status_code == 400

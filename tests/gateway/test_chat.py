@@ -340,7 +340,8 @@ def test_a_quiet_stream_is_kept_alive_by_comments(scripted: Scripted) -> None:
 def test_closing_a_stream_stops_the_engine_within_200_ms(scripted: Scripted) -> None:
     server = scripted(["word " * 200], delay_s=0.05)
     with server.http() as http, http.stream("POST", "/v1/chat/completions", json=BODY | {"stream": True, "n": 3}) as reply:
-        next(reply.iter_lines())
+        lines = reply.iter_lines()
+        next(lines)
         assert server.engine.stats().num_running == 3
     assert wait_for(lambda: server.engine.stats().num_running == 0) < 0.2
 

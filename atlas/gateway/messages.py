@@ -1,0 +1,173 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's dialect of the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from secrets import token_hex
+from typing import Any
+
+import msgspec
+from litestar import Response, post
+from litestar.params import JSONBody
+from litestar.response import Stream
+
+from atlas.engine import Engine, Group
+from atlas.errors import AtlasError
+from atlas.gateway import anthropic_wire as wire
+from atlas.gateway.answer import aborted, finished, guarded
+from atlas.gateway.anthropic_convert import messages_prompt
+from atlas.gateway.errors import anthropic_reply
+from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
+from atlas.gateway.models import choose_engine
+from atlas.gateway.sse import event, event_stream, paced
+from atlas.types import Delta, Generation, ToolCallDelta
+
+
+@post("/v1/messages", status_code=200, tags=["anthropic"], summary="Answer a conversation")
+async def messages(request: HTTPRequest, data: JSONBody[wire.MessagesRequest]) -> Response[wire.MessageReply] | Stream:
+    exchange = exchange_of(request)
+    engine = choose_mapped(exchange, data.model)
+    group = await exchange.submit(messages_prompt(data, engine.capabilities, owner=exchange.owner))
+    if data.stream:
+        return event_stream(guarded(exchange, MessageStream(exchange, group).events(), render=_error_event(exchange)))
+    [[generation]] = await finished(request, exchange)
+    return Response(to_reply(exchange, group, generation))
+
+
+@post("/v1/messages/count_tokens", status_code=200, tags=["anthropic"], summary="Count a conversation's tokens")
+async def count_tokens(request: HTTPRequest, data: JSONBody[wire.CountTokensRequest]) -> wire.InputTokenCount:
+    exchange = exchange_of(request)
+    engine = choose_mapped(exchange, data.model)
+    prompt = messages_prompt(data, engine.capabilities, owner=exchange.owner)
+    return wire.InputTokenCount(input_tokens=await engine.count_tokens(prompt))
+
+
+def choose_mapped(exchange: Exchange, model: str) -> Engine:
+    """The engine for this id; claude-* means the loaded model unless that is switched off."""
+    deps = exchange.deps
+    loaded = deps.models.loaded_id()
+    if loaded and model.startswith("claude-") and deps.anthropic.model_map and model not in deps.models.ids():
+        model = loaded
+    return choose_engine(exchange, model)
+
+
+def to_reply(exchange: Exchange, group: Group, generation: Generation) -> wire.MessageReply:
+    stop = to_stop(generation)
+    return wire.MessageReply(
+        id="msg_" + token_hex(12),
+        model=exchange.model,
+        content=list(to_blocks(generation)),
+        usage=to_usage(group, generation),
+        stop_reason=stop.stop_reason,
+        stop_sequence=stop.stop_sequence,
+    )
+
+
+def to_blocks(generation: Generation) -> Iterator[wire.ReplyBlock]:
+    if generation.reasoning:
+        yield wire.ThinkingBlock(thinking=generation.reasoning)
+    if generation.text:
+        yield wire.TextBlock(text=generation.text)
+    for call in generation.tool_calls:
+        yield wire.ToolUseBlock(id=call.id, name=call.name, input=to_input(call.arguments))
+
+
+def to_input(arguments: str) -> dict[str, Any]:
+    """A call's arguments as an object; what is none (the answer was cut in its middle, say) is handed on as text."""
+    try:
+        return msgspec.json.decode(arguments, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return {"arguments": arguments}
+
+
+def to_stop(generation: Generation) -> wire.StopDelta:
+    if generation.finish_reason == "tool_calls":
+        return wire.StopDelta(stop_reason="tool_use", stop_sequence=None)
+    if generation.finish_reason == "length":
+        return wire.StopDelta(stop_reason="max_tokens", stop_sequence=None)
+    reason: wire.StopReason = "end_turn" if generation.matched_stop is None else "stop_sequence"
+    return wire.StopDelta(stop_reason=reason, stop_sequence=generation.matched_stop)
+
+
+def to_usage(group: Group, generation: Generation | None) -> wire.AnthropicUsage:
+    return wire.AnthropicUsage(
+        input_tokens=group.prompt_tokens - group.cached_tokens,
+        output_tokens=generation.num_tokens if generation else 0,
+        cache_read_input_tokens=group.cached_tokens,
+    )
+
+
+class MessageStream:
+    """The events of one answer: blocks open and close one after the other, each with its own index."""
+
+    def __init__(self, exchange: Exchange, group: Group) -> None:
+        self.exchange = exchange
+        self.group = group
+        self._open: str = ""  # kind of the block that is open: "", "thinking", "text" or "call <index>"
+        self._index = -1
+
+    async def events(self) -> AsyncIterator[bytes]:
+        empty = wire.MessageReply(
+            id="msg_" + token_hex(12), model=self.exchange.model, content=[], usage=to_usage(self.group, None)
+        )
+        yield _named(wire.MessageStart(message=empty))
+        yield _named(wire.Ping())
+        async for item in paced([self.group], ping_interval_s=self.exchange.deps.server.ping_interval_s):
+            if item is None:
+                yield _named(wire.Ping())
+                continue
+            if item[1].finish_reason == "abort":
+                raise aborted(self.exchange)
+            for part in self._parts(item[1]):
+                yield _named(part)
+        for part in self._end():
+            yield _named(part)
+
+    def _parts(self, delta: Delta) -> Iterator[wire.StreamEvent]:
+        if delta.reasoning:
+            yield from self._enter("thinking", wire.ThinkingBlock(thinking=""))
+            yield wire.BlockDelta(index=self._index, delta=wire.ThinkingDelta(thinking=delta.reasoning))
+        if delta.text:
+            yield from self._enter("text", wire.TextBlock(text=""))
+            yield wire.BlockDelta(index=self._index, delta=wire.TextDelta(text=delta.text))
+        for call in delta.tool_calls:
+            yield from self._call(call)
+
+    def _call(self, call: ToolCallDelta) -> Iterator[wire.StreamEvent]:
+        yield from self._enter(f"call {call.index}", wire.ToolUseBlock(id=call.id or "", name=call.name or "", input={}))
+        if call.arguments:
+            yield wire.BlockDelta(index=self._index, delta=wire.InputJSONDelta(partial_json=call.arguments))
+
+    def _enter(self, kind: str, block: wire.ReplyBlock) -> Iterator[wire.StreamEvent]:
+        """Close the open block and open this one, unless it is the open one."""
+        if kind == self._open:
+            return
+        yield from self._leave()
+        self._open = kind
+        self._index += 1
+        yield wire.BlockStart(index=self._index, content_block=block)
+
+    def _leave(self) -> Iterator[wire.StreamEvent]:
+        if self._open == "thinking":
+            yield wire.BlockDelta(index=self._index, delta=wire.SignatureDelta())
+        if self._open:
+            yield wire.BlockStop(index=self._index)
+        self._open = ""
+
+    def _end(self) -> Iterator[wire.StreamEvent]:
+        yield from self._leave()
+        generation = self.group.generations[0]
+        yield wire.MessageDelta(delta=to_stop(generation), usage=to_usage(self.group, generation))
+        yield wire.MessageStop()
+
+
+def _named(part: wire.StreamEvent) -> bytes:
+    """Anthropic's events carry their type twice: as the event's name and inside its data."""
+    return event(part, name=part.type)
+
+
+def _error_event(exchange: Exchange) -> Any:
+    def render(error: AtlasError) -> bytes:
+        return _named(anthropic_reply(error, exchange.request_id))
+
+    return render
