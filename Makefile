@@ -51,7 +51,7 @@ check: install  ## static checks and the quick unit tests
 	$(VENV)/bin/lint-imports --no-cache
 
 bench: install  ## the engine beside llama-server, in one run
-	$(PY) benchmarks/engine.py
+	$(PY) -m benchmarks.engine
 
 nano: install  ## make the bundled model again from nothing (about an hour on one CPU core)
 	$(PY) -m nano.train

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
+from atlas.engine.hardware import find_gpu
 from atlas.engine.runner import Model, supports_gpu
 
 RESERVE_BYTES = int(1.2 * 1024**3)  # CUDA context and compute buffers; measured by others on 16-24 GB cards
@@ -31,22 +30,11 @@ def kv_bytes_per_cell(model: Model) -> int:
 
 def context_cells(model: Model, *, max_sequences: int) -> int:
     """Cells that fit the free memory, at most what all sequences could fill, at least one short context."""
-    gpu_bytes = free_gpu_bytes() if supports_gpu() else None
-    budget = free_host_bytes() // HOST_SHARE if gpu_bytes is None else gpu_bytes - RESERVE_BYTES
+    gpu = find_gpu() if supports_gpu() else None
+    budget = gpu.free_bytes - RESERVE_BYTES if gpu else free_host_bytes() // HOST_SHARE
     wanted = max_sequences * model.train_context_tokens
-    most = min(wanted, budget // kv_bytes_per_cell(model), wanted if gpu_bytes is not None else CELLS_MAX)
+    most = min(wanted, budget // kv_bytes_per_cell(model), wanted if gpu else CELLS_MAX)
     return max(most, min(CELLS_MIN, model.train_context_tokens)) // 256 * 256 or 256
-
-
-def free_gpu_bytes() -> int | None:
-    """Free memory of the emptiest NVIDIA GPU; None without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    query = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    result = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
-    sizes = [int(line) for line in result.stdout.split() if line.isdigit()]
-    return max(sizes) * 1024**2 if sizes else None
 
 
 def free_host_bytes() -> int:

@@ -1,0 +1,119 @@
+"""The servers that are compared, and how the peer is had: llama-server from the same sources as the binding that ATLAS uses."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+CACHE = Path(__file__).parent / ".cache"
+LLAMA_CPP_PYTHON = "0.3.36"  # as in pyproject.toml
+KEY = "benchmark-key-benchmark-key"
+START_TIMEOUT_S = 120.0
+
+
+class Peer(NamedTuple):
+    """A running server with an OpenAI-compatible API."""
+
+    name: str
+    url: str
+    pid: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {KEY}"}
+
+
+def llama_server_binary() -> Path:
+    """LLAMA_SERVER, else built once from the vendor tree inside the llama-cpp-python sdist, with the flags of its wheel."""
+    if chosen := os.environ.get("LLAMA_SERVER"):
+        return Path(chosen)
+    binary = CACHE / "build/bin/llama-server"
+    if not binary.exists():
+        print("building llama-server once (several minutes)", file=sys.stderr)
+        _build(_sources())
+    return binary
+
+
+def _sources() -> Path:
+    CACHE.mkdir(exist_ok=True)
+    folder = CACHE / f"llama_cpp_python-{LLAMA_CPP_PYTHON}"
+    if not folder.exists():
+        fetch = ["download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(CACHE), f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
+        subprocess.run([sys.executable, "-m", "pip", *fetch], check=True)
+        with tarfile.open(CACHE / f"{folder.name}.tar.gz") as archive:
+            archive.extractall(CACHE, filter="data")
+    return folder / "vendor/llama.cpp"
+
+
+def _build(sources: Path) -> None:
+    off = [f"-D{name}=OFF" for name in ("LLAMA_CURL", "LLAMA_OPENSSL", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES")]
+    subprocess.run(["cmake", "-S", str(sources), "-B", str(CACHE / "build"), "-DCMAKE_BUILD_TYPE=Release", *off], check=True)
+    subprocess.run(["cmake", "--build", str(CACHE / "build"), "--target", "llama-server", "-j2"], check=True)
+
+
+@contextmanager
+def llama_server(model: Path, *, threads: int, cells: int, slots: int) -> Iterator[Peer]:
+    """llama-server with unified KV, so that n shares the prompt's cells as ours does."""
+    port = free_port()
+    command = [
+        str(llama_server_binary()), "-m", str(model), "--host", "127.0.0.1", "--port", str(port), "-np", str(slots),
+        "--kv-unified", "-c", str(cells), "-t", str(threads), "-tb", str(threads), "-ub", "512",
+        "--api-key", KEY, "--log-disable",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(lambda: httpx.get(f"{url}/health", timeout=2).status_code == 200, process)
+            yield Peer("llama-server", url, process.pid)
+        finally:
+            process.kill()
+
+
+@contextmanager
+def atlas(model: Path, home: Path, *, threads: int, cells: int, **environ: str) -> Iterator[Peer]:
+    """`atlas serve`, as a user starts it."""
+    settings = {"ATLAS_API_KEY": KEY, "ATLAS_ENGINE_THREADS": str(threads), "ATLAS_ENGINE_CONTEXT_TOKENS": str(cells), **environ}
+    command = [sys.executable, "-m", "atlas", "serve", "--model", str(model), "--port", "0", "--data-dir", str(home)]
+    stderr = (home.parent / f"{home.name}.stderr").open("wb")
+    with (
+        stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env={**os.environ, **settings}) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            readable, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
+            line = process.stdout.readline() if readable else ""
+            if "http://" not in line:
+                raise SystemExit(f"atlas serve did not start: {Path(stderr.name).read_text()}")
+            yield Peer("atlas", line[line.index("http://") :].strip(), process.pid)
+        finally:
+            process.terminate()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(is_ready: object, process: subprocess.Popen[bytes]) -> None:
+    start_s = time.monotonic()
+    while time.monotonic() - start_s < START_TIMEOUT_S and process.poll() is None:
+        try:
+            if callable(is_ready) and is_ready():
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise SystemExit("llama-server did not start")
