@@ -15,7 +15,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from atlas.engine.grammar import Grammars
 from atlas.engine.group import Group
 from atlas.engine.runner import Candidates, DecodeResult, Model, Runner
 from atlas.engine.sampler import sample
@@ -50,11 +49,9 @@ class Core:
         model_id: str,
         max_running: int,
         chunk_tokens: int,
-        grammars: Callable[[], Grammars],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._model, self._runner, self._model_id = model, runner, model_id
-        self._grammars = grammars
         self._loop = loop
         self._scheduler = Scheduler(runner, max_running=max_running, chunk_tokens=chunk_tokens)
         self._scratch = Candidates(runner.vocab_size)
@@ -138,8 +135,7 @@ class Core:
         job.arrival = self._arrivals
         self._prompt_tokens += len(job.tokens)
         for index in range(job.prompt.n):
-            matcher = self._grammars().start(job.grammar) if job.grammar is not None else None
-            sequence = Sequence(job, index, self._model.vocab, self._model_id, matcher)
+            sequence = Sequence(job, index, self._model.vocab, self._model_id)
             self._live[job].add(sequence)
             self._scheduler.add(sequence)
 

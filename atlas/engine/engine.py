@@ -18,7 +18,7 @@ import numpy as np
 from atlas.engine.chat_format import ChatFormat
 from atlas.engine.core import Cancel, Core
 from atlas.engine.embedder import Embedder, ModelEmbedder
-from atlas.engine.grammar import Grammars
+from atlas.engine.grammar import Grammars, Matcher
 from atlas.engine.group import Group
 from atlas.engine.runner import Model, Runner
 from atlas.engine.sampler import Recommended
@@ -82,7 +82,6 @@ class LlamaEngine:
             model_id=model_id,
             max_running=settings.max_sequences,
             chunk_tokens=settings.prefill_chunk_tokens,
-            grammars=lambda: self._grammars,
             loop=loop,
         )
 
@@ -121,6 +120,8 @@ class LlamaEngine:
         await loop.run_in_executor(None, self._core.stop)
         await self._embedder.close()
         self._pool.shutdown(cancel_futures=True)
+        if "_built_grammars" in vars(self):
+            self._built_grammars.close()
         await asyncio.sleep(0)  # lets the thread's last hand-over run
         self._runner.close()
         self._model.close()
@@ -168,13 +169,19 @@ class LlamaEngine:
             max_tokens=min(room, prompt.max_tokens or self._settings.max_tokens),
             group=group,
             recommended=self._recommended,
-            grammar=self._grammars.compile(prompt) if _wants_grammar(prompt) else None,
+            matchers=self._matchers(prompt),
             in_reasoning=in_reasoning,
             may_reason=may_reason,
             close_thinking=self._close_thinking,
         )
         group.set_cancel(lambda indices: self._core.put(Cancel(job, indices)))
         return job
+
+    def _matchers(self, prompt: Prompt) -> tuple[Matcher, ...]:
+        if prompt.json_schema is None and not prompt.tools:
+            return ()
+        grammar = self._grammars.compile(prompt)
+        return () if grammar is None else tuple(self._grammars.start(grammar) for _ in range(prompt.n))
 
     def _prompt_tokens(self, prompt: Prompt) -> tuple[list[int], bool]:
         """Ids of the prompt, and whether it ends inside a think block."""
@@ -277,7 +284,3 @@ def recommended_sampling(model: Model) -> Recommended:
     }
     values = {name: float(text) for name, text in found.items() if text}
     return Recommended(**{**base._asdict(), **values, "top_k": int(values.get("top_k", base.top_k))})
-
-
-def _wants_grammar(prompt: Prompt) -> bool:
-    return prompt.json_schema is not None or bool(prompt.tools)

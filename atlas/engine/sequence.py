@@ -25,7 +25,7 @@ class Job:
     Attributes:
         tokens: the prompt, (prompt_tokens,).
         max_tokens: bound on generated tokens per candidate; prompt plus this fits the context.
-        grammar: llguidance grammar the answer must follow, None for free text.
+        matchers: where each candidate stands in the grammar its answer must follow; empty for free text.
         in_reasoning: the prompt ends inside an open think block.
         may_reason: the answer may begin with a think block.
         close_thinking: tokens that end a think block when the budget is spent.
@@ -36,7 +36,7 @@ class Job:
     max_tokens: int
     group: Group
     recommended: Recommended
-    grammar: str | None = None
+    matchers: tuple[Matcher, ...] = ()
     in_reasoning: bool = False
     may_reason: bool = False
     close_thinking: tuple[int, ...] = ()
@@ -83,7 +83,7 @@ class Sequence:
         is_placed: whether the prefix tree has been asked; done as late as the first prefill chunk.
     """
 
-    def __init__(self, job: Job, index: int, vocab: Vocab, model_id: str, matcher: Matcher | None) -> None:
+    def __init__(self, job: Job, index: int, vocab: Vocab, model_id: str) -> None:
         self.job, self.index = job, index
         self.seq_id: int | None = None
         self.num_held = 0
@@ -94,7 +94,7 @@ class Sequence:
         self._ids = np.empty(self.prompt_length + job.max_tokens + 1, np.int32)
         self._ids[: self.length] = job.tokens
         self._vocab, self._model_id = vocab, model_id
-        self._matcher = matcher
+        self._matcher = job.matchers[index] if job.matchers else None
         tail = [int(token) for token in job.tokens[-64:]]
         self.sampler = Sampler(job.sampling(index), job.recommended, seed=job.candidate_seed(index), prompt_tail=tail)
         self._stream = TextStream(job.prompt.stop)
