@@ -7,6 +7,7 @@ ends. Three engines show this face: a llama.cpp context in this process, any Ope
 from atlas.engine.face import Engine
 from atlas.engine.group import Group
 from atlas.engine.load import load_engine
+from atlas.engine.registry import ModelRegistry
 from atlas.engine.scripted import ScriptedEngine
 
-__all__ = ["Engine", "Group", "ScriptedEngine", "load_engine"]
+__all__ = ["Engine", "Group", "ModelRegistry", "ScriptedEngine", "load_engine"]
