@@ -88,6 +88,7 @@ def random_gguf(
     *,
     seed: int = 0,
     sharpen: float = 8.0,
+    gain: float = 1.5,
     vocab_pad: int = 0,
     layers: int = 2,
     embd: int = 64,
@@ -102,6 +103,7 @@ def random_gguf(
 
     Args:
         sharpen: standard deviation of the logits; at 8 greedy's best token usually leads by more than 1.
+        gain: what attention and feed-forward add to the residual; above 1 float noise of one token grows with every later one.
         vocab_pad: fill the vocabulary up to this size with tokens [PAD256], ...: 151,936 costs what Qwen3's does.
     """
     vocabulary = Vocabulary(pad_to=vocab_pad)
@@ -113,7 +115,7 @@ def random_gguf(
     writer = _writer(path, vocabulary, shape, template)
     writer.add_tensor("token_embd.weight", rng.standard_normal((size, embd), dtype=np.float32).astype(dtype))
     writer.add_tensor("output.weight", output.astype(dtype))
-    _add_layers(writer, shape, rng, gain=1.5, dtype=dtype)
+    _add_layers(writer, shape, rng, gain=gain, dtype=dtype)
     return _close(writer, path)
 
 
@@ -141,6 +143,12 @@ def tiny_tool_loop() -> Path:
 def tiny_random() -> Path:
     """Random weights, sharpened."""
     return random_gguf(session_folder() / "random.gguf")
+
+
+@functools.cache
+def tiny_calm() -> Path:
+    """Random weights in which float noise does not grow, for comparing runs whose batches differ."""
+    return random_gguf(session_folder() / "calm.gguf", gain=0.5)
 
 
 class Vocabulary:

@@ -116,10 +116,10 @@ async def test_a_cancelled_group_frees_its_cells_while_still_queued() -> None:
 async def test_answers_under_load_equal_solo_runs() -> None:
     """24 greedy answers, shared and different prefixes, through 6 sequences: no cross-talk (ties closer than GAP excepted)."""
     prompts = [Prompt(text=f"{'common ' * (i % 5 * 8)}{i}", max_tokens=40, sampling=GREEDY, top_logprobs=2) for i in range(24)]
-    async with running(ggufs.tiny_random(), max_sequences=6) as engine:
+    async with running(ggufs.tiny_calm(), max_sequences=6) as engine:
         crowded = await asyncio.gather(*(generate(engine, prompt) for prompt in prompts))
         await settled(engine)
-    async with running(ggufs.tiny_random(), max_sequences=1, cached_sequences=0) as engine:
+    async with running(ggufs.tiny_calm(), max_sequences=1, cached_sequences=0) as engine:
         solo = [await generate(engine, prompt) for prompt in prompts]
     wrong = [i for i, ([one], [other]) in enumerate(zip(solo, crowded, strict=True)) if not same_up_to_ties(one, other)]
     assert wrong == []
@@ -128,11 +128,11 @@ async def test_answers_under_load_equal_solo_runs() -> None:
 async def test_a_full_cache_preempts_and_nothing_fails() -> None:
     """Eight answers of 150 tokens where 512 cells hold three: everyone is answered as if alone."""
     prompts = [Prompt(text=f"{i} preempt", max_tokens=150, sampling=GREEDY, top_logprobs=2) for i in range(8)]
-    async with running(ggufs.tiny_random(), context_tokens=512, max_sequences=8) as engine:
+    async with running(ggufs.tiny_calm(), context_tokens=512, max_sequences=8) as engine:
         crowded = await asyncio.gather(*(generate(engine, prompt) for prompt in prompts))
         assert engine.stats().preemptions > 0
         await settled(engine)
-    async with running(ggufs.tiny_random(), context_tokens=512, max_sequences=1, cached_sequences=0) as engine:
+    async with running(ggufs.tiny_calm(), context_tokens=512, max_sequences=1, cached_sequences=0) as engine:
         solo = [await generate(engine, prompt) for prompt in prompts]
     assert all(same_up_to_ties(one, other, gap=RECOMPUTED_GAP) for [one], [other] in zip(solo, crowded, strict=True))
 
