@@ -8,6 +8,7 @@ from atlas import __version__
 from atlas.engine import Group
 from atlas.errors import AtlasError, EngineFailed, EngineUnavailable
 from atlas.gateway import wire
+from atlas.gateway.errors import note_error
 from atlas.gateway.exchange import Exchange, HTTPRequest
 from atlas.gateway.sse import on_disconnect
 from atlas.types import Generation, TokenLogprob
@@ -44,9 +45,8 @@ async def guarded(
     try:
         async for chunk in events:
             yield chunk
-    except AtlasError as error:
-        exchange.refuse(error)
-        yield render(error)
+    except Exception as error:  # whatever it is, the client has to learn that this was not the end; a defect is logged
+        yield render(note_error(exchange, error))
     if last:
         yield last
 

@@ -87,25 +87,22 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
 # -- replies --
 
 
-class TextBlock(Wire):
+class TextBlock(Wire, tag_field="type", tag="text"):
     text: str
     citations: None = None
-    type: Literal["text"] = "text"
 
 
-class ThinkingBlock(Wire):
+class ThinkingBlock(Wire, tag_field="type", tag="thinking"):
     """Signatures are Anthropic's way to recognise its own thinking; ours is empty."""
 
     thinking: str
     signature: str = ""
-    type: Literal["thinking"] = "thinking"
 
 
-class ToolUseBlock(Wire):
+class ToolUseBlock(Wire, tag_field="type", tag="tool_use"):
     id: str
     name: str
     input: dict[str, Any]
-    type: Literal["tool_use"] = "tool_use"
 
 
 ReplyBlock = TextBlock | ThinkingBlock | ToolUseBlock
@@ -160,24 +157,20 @@ class BlockStart(Wire):
     type: Literal["content_block_start"] = "content_block_start"
 
 
-class TextDelta(Wire):
+class TextDelta(Wire, tag_field="type", tag="text_delta"):
     text: str
-    type: Literal["text_delta"] = "text_delta"
 
 
-class ThinkingDelta(Wire):
+class ThinkingDelta(Wire, tag_field="type", tag="thinking_delta"):
     thinking: str
-    type: Literal["thinking_delta"] = "thinking_delta"
 
 
-class SignatureDelta(Wire):
+class SignatureDelta(Wire, tag_field="type", tag="signature_delta"):
     signature: str = ""
-    type: Literal["signature_delta"] = "signature_delta"
 
 
-class InputJSONDelta(Wire):
+class InputJSONDelta(Wire, tag_field="type", tag="input_json_delta"):
     partial_json: str
-    type: Literal["input_json_delta"] = "input_json_delta"
 
 
 class BlockDelta(Wire):

@@ -7,22 +7,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from litestar import Litestar
-from litestar import Router as HTTPRouter
 from litestar.config.cors import CORSConfig
-from litestar.exceptions import NotFoundException
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 
-from atlas import __version__
-from atlas.gateway import chat, completions, embeddings, health, messages, models, tokens
+from atlas.gateway import chat, completions, embeddings, health, messages, metrics, models, tokens
 from atlas.gateway.auth import Gate
+from atlas.gateway.boundary import Boundary
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.errors import handle_error
-from atlas.gateway.exchange import Exchanges, HTTPRequest
+from atlas.gateway.openapi import openapi_config
 
 ROUTES = [
     health.livez,
     health.readyz,
+    metrics.metrics,
     models.list_models,
     models.get_model,
     chat.chat_completions,
@@ -41,7 +38,7 @@ def create_app(deps: GatewayDeps) -> Litestar:
 
     @asynccontextmanager
     async def cutting(_: Litestar) -> AsyncIterator[None]:
-        task = asyncio.create_task(exchanges.cut_after_drain())
+        task = asyncio.create_task(boundary.cut_after_drain())
         yield
         task.cancel()
 
@@ -51,13 +48,13 @@ def create_app(deps: GatewayDeps) -> Litestar:
         exception_handlers={Exception: handle_error},
         lifespan=[cutting],
         cors_config=_cors(deps),
-        openapi_config=_openapi(),
+        openapi_config=openapi_config(),
         request_max_body_size=deps.server.body_limit_bytes,
         logging_config=None,
     )
     # Around the router, so that unknown routes and wrong methods have a request id and a line in the log as well.
-    exchanges = Exchanges(app.asgi_handler, deps)
-    app.asgi_handler = exchanges
+    boundary = Boundary(app.asgi_handler, deps)
+    app.asgi_handler = boundary
     return app
 
 
@@ -66,15 +63,3 @@ def _cors(deps: GatewayDeps) -> CORSConfig | None:
     if not origins:
         return None
     return CORSConfig(allow_origins=origins, allow_headers=["*"], allow_methods=["GET", "POST"], expose_headers=["x-request-id"])
-
-
-def _openapi() -> OpenAPIConfig:
-    """The document only: the usual pages around it load their scripts from elsewhere."""
-    router = HTTPRouter("/openapi.json", route_handlers=[], before_request=_exactly, include_in_schema=False)
-    return OpenAPIConfig(title="ATLAS", version=__version__, openapi_router=router, render_plugins=[JsonRenderPlugin(path="/")])
-
-
-async def _exactly(request: HTTPRequest) -> None:
-    """Litestar answers everything below its document's path with a page in HTML."""
-    if request.url.path != "/openapi.json":
-        raise NotFoundException

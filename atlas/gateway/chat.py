@@ -18,11 +18,19 @@ from atlas.gateway.convert import chat_prompt
 from atlas.gateway.errors import error_event
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.models import choose_engine
+from atlas.gateway.openapi import StreamingOperation, replies
 from atlas.gateway.sse import DONE, PING, event, event_stream, paced
 from atlas.types import Delta, FinishReason, Generation, TokenLogprob, ToolCallDelta
 
 
-@post("/v1/chat/completions", status_code=200, tags=["chat"], summary="Answer a conversation")
+@post(
+    "/v1/chat/completions",
+    status_code=200,
+    tags=["chat"],
+    summary="Answer a conversation",
+    responses=replies(wire.ChatCompletion),
+    operation_class=StreamingOperation,
+)
 async def chat_completions(
     request: HTTPRequest, data: JSONBody[wire.ChatCompletionRequest]
 ) -> Response[wire.ChatCompletion] | Stream:

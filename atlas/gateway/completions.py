@@ -20,13 +20,21 @@ from atlas.gateway.errors import error_event
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.inputs import Input, to_inputs
 from atlas.gateway.models import choose_engine
+from atlas.gateway.openapi import StreamingOperation, replies
 from atlas.gateway.sse import DONE, PING, event, event_stream, paced
 from atlas.types import Capabilities, Delta, FinishReason, Generation, Prompt, TokenLogprob
 
 MAX_CANDIDATES = 128  # prompts times n of one request
 
 
-@post("/v1/completions", status_code=200, tags=["completions"], summary="Continue a text, or fill a gap in it")
+@post(
+    "/v1/completions",
+    status_code=200,
+    tags=["completions"],
+    summary="Continue a text, or fill a gap in it",
+    responses=replies(wire.Completion),
+    operation_class=StreamingOperation,
+)
 async def completions(request: HTTPRequest, data: JSONBody[wire.CompletionRequest]) -> Response[wire.Completion] | Stream:
     exchange = exchange_of(request)
     engine = choose_engine(exchange, data.model)
@@ -88,7 +96,7 @@ class CompletionAnswer:
         self.with_usage = bool(request.stream_options and request.stream_options.include_usage)
         self.id = "cmpl-" + token_hex(12)
         self.created = int(time.time())
-        self._num_chars: dict[int, int] = {}  # per choice: characters sent so far
+        self._num_chars: dict[int, int] = {}  # per choice begun: characters of the tokens whose log-probabilities were sent
 
     def whole(self, answers: Sequence[Sequence[Generation]]) -> wire.Completion:
         choices = [self._whole_choice(p, generation) for p, group in enumerate(answers) for generation in group]
@@ -125,14 +133,14 @@ class CompletionAnswer:
 
     def _choice(self, position: int, delta: Delta) -> wire.CompletionChoice:
         index = position * self.n + delta.index
-        start = self._num_chars.get(index)
-        text = (self.echoes[position] if start is None else "") + delta.text
-        self._num_chars[index] = (start or 0) + len(text)
+        echo = "" if index in self._num_chars else self.echoes[position]
+        start = self._num_chars.setdefault(index, 0)
+        self._num_chars[index] += sum(len(readable(token.text)) for token in delta.logprobs)
         return wire.CompletionChoice(
             index=index,
-            text=text,
+            text=echo + delta.text,
             finish_reason=to_finish_reason(delta.finish_reason) if delta.finish_reason else None,
-            logprobs=to_logprobs(delta.logprobs, start or 0) if delta.logprobs else None,
+            logprobs=to_logprobs(delta.logprobs, start) if delta.logprobs else None,
         )
 
 

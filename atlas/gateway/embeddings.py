@@ -14,12 +14,19 @@ from atlas.gateway import wire
 from atlas.gateway.exchange import HTTPRequest, exchange_of
 from atlas.gateway.inputs import to_inputs
 from atlas.gateway.models import choose_embedder
+from atlas.gateway.openapi import replies
 from atlas.types import Capabilities
 
 MAX_INPUTS = 2048  # OpenAI's bound
 
 
-@post("/v1/embeddings", status_code=200, tags=["embeddings"], summary="Turn texts into vectors")
+@post(
+    "/v1/embeddings",
+    status_code=200,
+    tags=["embeddings"],
+    summary="Turn texts into vectors",
+    responses=replies(wire.EmbeddingList),
+)
 async def embeddings(request: HTTPRequest, data: JSONBody[wire.EmbeddingRequest]) -> wire.EmbeddingList:
     exchange = exchange_of(request)
     engine = choose_embedder(exchange, data.model)

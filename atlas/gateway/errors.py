@@ -17,6 +17,7 @@ from litestar.exceptions import (
 
 from atlas.errors import AtlasError, BadRequest, EngineFailed, NotFound, PayloadTooLarge
 from atlas.gateway.anthropic_wire import AnthropicError, AnthropicErrorReply
+from atlas.gateway.exchange import Exchange, exchange_of
 from atlas.gateway.sse import event
 from atlas.gateway.wire import ErrorBody, ErrorReply
 
@@ -100,13 +101,19 @@ def error_headers(error: AtlasError) -> dict[str, str]:
     return {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
 
 
-def handle_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Litestar's exception handler for everything."""
-    known = to_atlas_error(error, method=request.method, path=request.url.path)
-    exchange = request.scope["state"]["exchange"]
+def note_error(exchange: Exchange, error: Exception) -> AtlasError:
+    """The error as one of ours, noted in the exchange; one that nobody foresaw goes to the log with its traceback."""
+    known = to_atlas_error(error, method=exchange.method, path=exchange.path)
     exchange.refuse(known)
     if known.status >= 500 and not isinstance(error, AtlasError):
         log.error("request.crashed", exc_info=error)
+    return known
+
+
+def handle_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Litestar's exception handler for everything."""
+    exchange = exchange_of(request)
+    known = note_error(exchange, error)
     is_anthropic = request.url.path.startswith("/v1/messages")
     reply = anthropic_reply(known, exchange.request_id) if is_anthropic else openai_reply(known)
     headers = error_headers(known) | _allow(error)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from litestar import Response, get
+from litestar.openapi import ResponseSpec
 
 from atlas.gateway.exchange import HTTPRequest, exchange_of
+from atlas.gateway.openapi import MEANINGS, PUBLIC, replies
 from atlas.gateway.wire import Wire
 
 
@@ -21,12 +23,23 @@ class ReadinessReply(Wire):
     reasons: tuple[str, ...] = ()
 
 
-@get("/livez", tags=["health"], summary="The event loop turns")
+@get("/livez", tags=["health"], summary="The event loop turns", security=PUBLIC, responses=replies(Liveness, (400,)))
 async def livez() -> Liveness:
     return Liveness()
 
 
-@get(["/readyz", "/health"], tags=["health"], summary="200 if requests are answered, else 503")
+READINESS = replies(ReadinessReply, (400,)) | {
+    503: ResponseSpec(ReadinessReply, generate_examples=False, description=MEANINGS[503])
+}
+
+
+@get(
+    ["/readyz", "/health"],
+    tags=["health"],
+    summary="200 if requests are answered, else 503",
+    security=PUBLIC,
+    responses=READINESS,
+)
 async def readyz(request: HTTPRequest) -> Response[ReadinessReply]:
     deps = exchange_of(request).deps
     if deps.draining.is_set():

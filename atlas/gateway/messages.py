@@ -19,11 +19,19 @@ from atlas.gateway.anthropic_convert import messages_prompt
 from atlas.gateway.errors import anthropic_reply
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.models import choose_engine
+from atlas.gateway.openapi import StreamingOperation, anthropic_replies
 from atlas.gateway.sse import event, event_stream, paced
 from atlas.types import Delta, Generation, ToolCallDelta
 
 
-@post("/v1/messages", status_code=200, tags=["anthropic"], summary="Answer a conversation")
+@post(
+    "/v1/messages",
+    status_code=200,
+    tags=["anthropic"],
+    summary="Answer a conversation",
+    responses=anthropic_replies(wire.MessageReply),
+    operation_class=StreamingOperation,
+)
 async def messages(request: HTTPRequest, data: JSONBody[wire.MessagesRequest]) -> Response[wire.MessageReply] | Stream:
     exchange = exchange_of(request)
     engine = choose_mapped(exchange, data.model)
@@ -34,7 +42,13 @@ async def messages(request: HTTPRequest, data: JSONBody[wire.MessagesRequest]) -
     return Response(to_reply(exchange, group, generation))
 
 
-@post("/v1/messages/count_tokens", status_code=200, tags=["anthropic"], summary="Count a conversation's tokens")
+@post(
+    "/v1/messages/count_tokens",
+    status_code=200,
+    tags=["anthropic"],
+    summary="Count a conversation's tokens",
+    responses=anthropic_replies(wire.InputTokenCount),
+)
 async def count_tokens(request: HTTPRequest, data: JSONBody[wire.CountTokensRequest]) -> wire.InputTokenCount:
     exchange = exchange_of(request)
     engine = choose_mapped(exchange, data.model)

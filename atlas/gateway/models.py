@@ -11,6 +11,7 @@ from atlas.engine import Engine
 from atlas.errors import ModelNotFound, ModelNotLoaded, Unsupported
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of, still_loading
+from atlas.gateway.openapi import NAMING, READING, replies
 from atlas.gateway.wire import Model, ModelList, ModelMeta
 
 
@@ -66,14 +67,16 @@ def known_ids(deps: GatewayDeps, engine: Engine | None) -> list[str]:
     return [*ids, embedding] if embedding and embedding not in ids else ids
 
 
-@get("/v1/models", tags=["models"], summary="List the models")
+@get("/v1/models", tags=["models"], summary="List the models", responses=replies(ModelList, READING))
 async def list_models(request: HTTPRequest) -> ModelList:
     deps = exchange_of(request).deps
     engine = deps.engine()
     return ModelList(data=[describe(deps, engine, model_id) for model_id in known_ids(deps, engine)])
 
 
-@get("/v1/models/{model_id:path}", tags=["models"], summary="One model, with its context length")
+@get(
+    "/v1/models/{model_id:path}", tags=["models"], summary="One model, with its context length", responses=replies(Model, NAMING)
+)
 async def get_model(request: HTTPRequest, model_id: FromPath[str]) -> Model:
     deps = exchange_of(request).deps
     engine = deps.engine()

@@ -11,9 +11,16 @@ from atlas.gateway import wire
 from atlas.gateway.convert import chat_prompt
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of, still_loading
 from atlas.gateway.models import choose_engine
+from atlas.gateway.openapi import replies
 
 
-@post(["/tokenize", "/v1/tokenize"], status_code=200, tags=["tokens"], summary="Text to token ids")
+@post(
+    ["/tokenize", "/v1/tokenize"],
+    status_code=200,
+    tags=["tokens"],
+    summary="Text to token ids",
+    responses=replies(wire.TokenizeReply),
+)
 async def tokenize(request: HTTPRequest, data: JSONBody[wire.TokenizeRequest]) -> wire.TokenizeReply:
     engine = _tokenizer(exchange_of(request), data.model)
     text = data.content if data.content is not None else data.prompt
@@ -23,14 +30,26 @@ async def tokenize(request: HTTPRequest, data: JSONBody[wire.TokenizeRequest]) -
     return wire.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=engine.capabilities.context_tokens)
 
 
-@post(["/detokenize", "/v1/detokenize"], status_code=200, tags=["tokens"], summary="Token ids to text")
+@post(
+    ["/detokenize", "/v1/detokenize"],
+    status_code=200,
+    tags=["tokens"],
+    summary="Token ids to text",
+    responses=replies(wire.DetokenizeReply),
+)
 async def detokenize(request: HTTPRequest, data: JSONBody[wire.DetokenizeRequest]) -> wire.DetokenizeReply:
     engine = _tokenizer(exchange_of(request), data.model)
     text = await engine.detokenize(data.tokens)
     return wire.DetokenizeReply(content=text, prompt=text)
 
 
-@post("/v1/chat/completions/input_tokens", status_code=200, tags=["tokens"], summary="Count a conversation's tokens")
+@post(
+    "/v1/chat/completions/input_tokens",
+    status_code=200,
+    tags=["tokens"],
+    summary="Count a conversation's tokens",
+    responses=replies(wire.InputTokens),
+)
 async def chat_input_tokens(request: HTTPRequest, data: JSONBody[wire.ChatCompletionRequest]) -> wire.InputTokens:
     exchange = exchange_of(request)
     engine = choose_engine(exchange, data.model)

@@ -1,0 +1,67 @@
+"""The outermost layer of the application: every request passes here first and last, unknown routes included."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from atlas.gateway.deps import GatewayDeps
+from atlas.gateway.exchange import Exchange
+from atlas.gateway.metrics import Metrics
+
+log = structlog.get_logger("atlas.gateway")
+
+QUIET_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})  # polled every few seconds: not worth a line
+
+
+class Boundary:
+    """The outermost layer: opens an `Exchange` per request, and closes it whatever happened inside."""
+
+    def __init__(self, app: ASGIApp, deps: GatewayDeps) -> None:
+        self.app = app
+        self.deps = deps
+        self.metrics = Metrics(deps)
+        self.open: set[Exchange] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self.app(scope, receive, send)
+            return
+        exchange = Exchange(self.deps, self.metrics.registry, scope)
+        scope["state"]["exchange"] = exchange
+        self.open.add(exchange)
+        with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
+            try:
+                await self.app(scope, receive, _identified(send, exchange))
+            finally:
+                self._close(exchange, route=str(scope.get("path_template", "(none)")))
+
+    def _close(self, exchange: Exchange, *, route: str) -> None:
+        self.open.discard(exchange)
+        exchange.close()
+        self.metrics.observe(exchange, route=route, wall_s=exchange.wall_s)
+        if exchange.path not in QUIET_PATHS:
+            log.info("request.answered", **exchange.line())
+
+    async def cut_after_drain(self) -> None:
+        """Once the server drains, give open answers their time, then end them."""
+        await self.deps.draining.wait()
+        await asyncio.sleep(self.deps.server.drain_timeout_s)
+        for exchange in tuple(self.open):
+            exchange.cut()
+
+
+def _identified(send: Send, exchange: Exchange) -> Send:
+    names = [b"x-request-id"] + ([b"request-id"] if exchange.path.startswith("/v1/messages") else [])
+    headers = [(name, exchange.request_id.encode()) for name in names]
+
+    async def wrapped(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            exchange.status = message["status"]
+            message["headers"] = [*message["headers"], *headers]
+        await send(message)
+
+    return wrapped

@@ -1,0 +1,117 @@
+"""GET /metrics for Prometheus: what clients feel, and what the engine does.
+
+Names follow vLLM's (time to first token, inter-token latency, running, waiting), so that its dashboards port by renaming. There
+are no labels per key or user: their number is not bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from litestar import Response, get
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from atlas.gateway.deps import GatewayDeps
+from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
+from atlas.gateway.openapi import READING, replies_in_text
+from atlas.types import Generation
+
+# Buckets are vLLM's, in seconds: milliseconds of a small model to minutes of a long prompt.
+TTFT_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
+GAP_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
+REQUEST_BUCKETS_S = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody plots
+METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
+
+
+class Metrics:
+    """Counters of one application; written by the event loop only."""
+
+    def __init__(self, deps: GatewayDeps) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("atlas_http_requests", "Requests answered", "route", "method", "code")
+        self.rejections = self._counter("atlas_rejections", "Requests that ended in an error", "reason")
+        self.tokens = self._counter("atlas_tokens", "Tokens; cached ones are part of prompt", "model", "type")
+        self.ttft = self._histogram("atlas_ttft_seconds", "Submission to first token", TTFT_BUCKETS_S, "model")
+        self.gap = self._histogram("atlas_inter_token_seconds", "Mean time between a candidate's tokens", GAP_BUCKETS_S, "model")
+        self.queue = self._histogram("atlas_queue_wait_seconds", "Submission to start", TTFT_BUCKETS_S, "model")
+        self.wall = self._histogram("atlas_request_seconds", "Whole exchange", REQUEST_BUCKETS_S, "model", "finish")
+        self.registry.register(EngineCollector(deps))
+
+    def observe(self, exchange: Exchange, *, route: str, wall_s: float) -> None:
+        """Count a finished exchange."""
+        method = exchange.method if exchange.method in METHODS else "other"
+        self.requests.labels(route, method, str(exchange.status)).inc()
+        if exchange.outcome != "completed":
+            self.rejections.labels(exchange.outcome).inc()
+        if exchange.model:
+            self.wall.labels(exchange.model, exchange.outcome).observe(wall_s)
+            for kind, count in exchange.count_tokens().items():
+                self.tokens.labels(exchange.model, kind).inc(count)
+            for generation in exchange.generations:
+                self._observe_generation(exchange.model, generation)
+
+    def _observe_generation(self, model: str, generation: Generation) -> None:
+        timings = generation.timings
+        if generation.num_tokens == 0:
+            return
+        self.queue.labels(model).observe(timings.queue_s)
+        self.ttft.labels(model).observe(timings.first_token_s)
+        if generation.num_tokens > 1:
+            self.gap.labels(model).observe((timings.total_s - timings.first_token_s) / (generation.num_tokens - 1))
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(name, documentation, labels, registry=self.registry)
+
+    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, documentation, labels, buckets=buckets, registry=self.registry)
+
+
+class EngineCollector(Collector):
+    """The engine's own snapshot, taken when Prometheus asks; nothing while no model is loaded."""
+
+    def __init__(self, deps: GatewayDeps) -> None:
+        self.deps = deps
+
+    def collect(self) -> Iterator[Metric]:
+        engine = self.deps.engine()
+        if engine is None:
+            return
+        stats, model = engine.stats(), [engine.capabilities.model]
+        yield _gauge("atlas_requests_running", "Candidates prefilling or decoding", {"": stats.num_running}, model)
+        yield _gauge("atlas_requests_waiting", "Candidates queued", {"": stats.num_waiting}, model)
+        cells = {"used": stats.cells_used, "live": stats.cells_live, "total": stats.cells_total}
+        yield _gauge("atlas_kv_cells", "KV cells; live ones belong to running candidates", cells, model, "state")
+        yield _counter("atlas_engine_prompt_tokens", "Prompt tokens taken in", stats.prompt_tokens, model)
+        yield _counter("atlas_engine_cached_tokens", "Prompt tokens found in the prefix cache", stats.cached_tokens, model)
+        yield _counter("atlas_engine_generated_tokens", "Tokens generated", stats.generated_tokens, model)
+        yield _counter("atlas_preemptions", "Candidates put back into the queue", stats.preemptions, model)
+        yield _counter("atlas_engine_steps", "Steps of the engine", stats.steps, model)
+        yield _counter("atlas_engine_step_seconds", "Time in steps", stats.step_s, model)
+        yield _counter("atlas_engine_decode_seconds", "Time inside llama_decode", stats.decode_s, model)
+
+
+@get("/metrics", tags=["health"], summary="Prometheus metrics", responses=replies_in_text(READING))
+async def metrics(request: HTTPRequest) -> Response[bytes]:
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    registry = exchange_of(request).registry
+    return Response(encode(registry), headers={"content-type": content_type})
+
+
+def _gauge(
+    name: str, documentation: str, values: Mapping[str, float], model: list[str], label: str | None = None
+) -> GaugeMetricFamily:
+    """One value per label; with no label, the only one is under ""."""
+    family = GaugeMetricFamily(name, documentation, labels=["model", *([label] if label else [])])
+    for value_of, value in values.items():
+        family.add_metric([*model, *([value_of] if label else [])], value)
+    return family
+
+
+def _counter(name: str, documentation: str, value: float, model: list[str]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, documentation, labels=["model"])
+    family.add_metric(model, value)
+    return family
