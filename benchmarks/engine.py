@@ -42,7 +42,7 @@ def models(folder: Path) -> dict[str, Path]:
 def best_of(peer: Peer, *, k: int, prompt_tokens: int, max_tokens: int, run: int) -> float:
     """Generated tokens per second of one n=k request with a prompt nobody has seen."""
     text = f"{run:06d} {k:03d} ".ljust(prompt_tokens, "x")  # one byte, one token
-    body = {"prompt": text, "n": k, "max_tokens": max_tokens, "seed": run, "cache_prompt": True, **SAMPLING}
+    body = {"model": peer.model, "prompt": text, "n": k, "max_tokens": max_tokens, "seed": run, "cache_prompt": True, **SAMPLING}
     start_s = time.perf_counter()
     answer = httpx.post(f"{peer.url}/v1/completions", json=body, headers=peer.headers, timeout=600)
     seconds = time.perf_counter() - start_s

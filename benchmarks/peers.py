@@ -33,6 +33,11 @@ class Peer(NamedTuple):
     def headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {KEY}"}
 
+    @property
+    def model(self) -> str:
+        """Id of the model it serves."""
+        return str(httpx.get(f"{self.url}/v1/models", headers=self.headers).json()["data"][0]["id"])
+
 
 def llama_server_binary() -> Path:
     """LLAMA_SERVER, else built once from the vendor tree inside the llama-cpp-python sdist, with the flags of its wheel."""

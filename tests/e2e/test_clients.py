@@ -1,0 +1,169 @@
+"""Real client libraries against a running server."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from anthropic import Anthropic
+from openai import OpenAI
+
+from tests.e2e.conftest import KEY, Running
+
+ADD: dict[str, Any] = {
+    "name": "add",
+    "description": "Add two integers.",
+    "parameters": {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+    },
+}
+QUESTION = "What is 1 + 2?"
+
+
+@pytest.fixture
+def openai(scripted: Running) -> OpenAI:
+    return OpenAI(base_url=f"{scripted.url}/v1", api_key=KEY, max_retries=0)
+
+
+def model_of(client: OpenAI) -> str:
+    return client.models.list().data[0].id
+
+
+def test_openai_chat(openai: OpenAI) -> None:
+    answer = openai.chat.completions.create(model=model_of(openai), messages=[{"role": "user", "content": "hi"}])
+    assert answer.choices[0].message.content == "Hello world!\n"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.model_extra == {"reasoning_content": "plan."} or "plan." in str(answer.choices[0].message)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_openai_stream_equals_the_whole_answer(openai: OpenAI) -> None:
+    stream = openai.chat.completions.create(
+        model=model_of(openai), messages=[{"role": "user", "content": "hi"}], stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "Hello world!\n"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
+
+
+def test_openai_embeddings(openai: OpenAI) -> None:
+    result = openai.embeddings.create(model=model_of(openai), input=["one", "two"])
+    assert len(result.data) == 2
+    assert sum(x * x for x in result.data[0].embedding) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_openai_structured_output(nano: Running) -> None:
+    """Any model must keep to the schema; what nano fills in is its own affair."""
+    client = OpenAI(base_url=f"{nano.url}/v1", api_key=KEY, max_retries=0)
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["ada", "bob"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model="nano",
+        messages=[{"role": "user", "content": "Who?"}],
+        response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}},
+        max_tokens=60,
+    )
+    value = json.loads(answer.choices[0].message.content or "")
+    assert value["name"] in ("ada", "bob")
+    assert 0 <= value["age"] <= 99
+
+
+def test_openai_tool_round_trip(tool_loop: Running) -> None:
+    client = OpenAI(base_url=f"{tool_loop.url}/v1", api_key=KEY, max_retries=0)
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    tools: Any = [{"type": "function", "function": ADD}]
+    first = client.chat.completions.create(model=model_of(client), messages=messages, tools=tools)
+    assert first.choices[0].finish_reason == "tool_calls"
+    [call] = first.choices[0].message.tool_calls or []
+    assert json.loads(call.function.arguments) == {"a": 1, "b": 2}  # type: ignore[union-attr]
+    messages += [
+        first.choices[0].message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "3"},
+    ]
+    second = client.chat.completions.create(model=model_of(client), messages=messages, tools=tools)
+    assert second.choices[0].message.content == "The sum is 3."
+    assert second.choices[0].finish_reason == "stop"
+
+
+def test_anthropic_messages(scripted: Running) -> None:
+    client = Anthropic(base_url=scripted.url, api_key=KEY, max_retries=0)
+    answer = client.messages.create(model="claude-sonnet-4-5", max_tokens=200, messages=[{"role": "user", "content": "hi"}])
+    assert [block.text for block in answer.content if block.type == "text"] == ["Hello world!\n"]
+    assert answer.stop_reason == "end_turn"
+    with client.messages.stream(
+        model="claude-sonnet-4-5", max_tokens=200, messages=[{"role": "user", "content": "hi"}]
+    ) as stream:
+        assert "".join(stream.text_stream) == "Hello world!\n"
+    counted = client.messages.count_tokens(model="claude-sonnet-4-5", messages=[{"role": "user", "content": "hi"}])
+    assert counted.input_tokens == answer.usage.input_tokens
+
+
+def test_anthropic_tool_use(tool_loop: Running) -> None:
+    client = Anthropic(base_url=tool_loop.url, api_key=KEY, max_retries=0)
+    tools: Any = [{"name": "add", "description": "Add.", "input_schema": ADD["parameters"]}]
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    first = client.messages.create(model="claude-x", max_tokens=200, messages=messages, tools=tools)
+    [use] = [block for block in first.content if block.type == "tool_use"]
+    assert (first.stop_reason, use.name, use.input) == ("tool_use", "add", {"a": 1, "b": 2})
+    messages.append({"role": "assistant", "content": [block.model_dump() for block in first.content]})
+    messages.append({"role": "user", "content": [{"type": "tool_result", "tool_use_id": use.id, "content": "3"}]})
+    second = client.messages.create(model="claude-x", max_tokens=200, messages=messages, tools=tools)
+    assert [block.text for block in second.content if block.type == "text"] == ["The sum is 3."]
+
+
+def test_litellm(scripted: Running) -> None:
+    litellm = pytest.importorskip("litellm", reason="part of `make install`")
+    options = {"model": "openai/tiny", "api_base": f"{scripted.url}/v1", "api_key": KEY, "num_retries": 0}
+    options["model"] = "openai/" + model_of(OpenAI(base_url=f"{scripted.url}/v1", api_key=KEY))
+    messages = [{"role": "user", "content": "hi"}]
+    assert litellm.completion(messages=messages, **options).choices[0].message.content == "Hello world!\n"
+    chunks = litellm.completion(messages=messages, stream=True, **options)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello world!\n"
+
+
+async def test_pydantic_ai_completes_a_tool_loop(tool_loop: Running) -> None:
+    from pydantic_ai import Agent  # heavy, and only here
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    model_id = model_of(OpenAI(base_url=f"{tool_loop.url}/v1", api_key=KEY))
+    model = OpenAIChatModel(model_id, provider=OpenAIProvider(base_url=f"{tool_loop.url}/v1", api_key=KEY))
+    agent = Agent(model)
+    seen = []
+
+    @agent.tool_plain
+    def add(a: int, b: int) -> int:
+        seen.append((a, b))
+        return a + b
+
+    result = await agent.run(QUESTION)
+    assert seen == [(1, 2)]
+    assert result.output == "The sum is 3."
+
+
+def test_the_readmes_request_returns_code_that_runs(nano: Running) -> None:
+    """The request is taken from README.md, so that it cannot rot there."""
+    from pathlib import Path
+
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    body = re.search(r"-d '(\{.*?\})'", readme, re.DOTALL)
+    assert body is not None, "README.md shows no request"
+    request = json.loads(body[1])
+    answer = nano.client.post("/v1/chat/completions", json=request).json()["choices"][0]["message"]["content"]
+    code = re.search(r"```python\n(.*?)```", answer, re.DOTALL)
+    assert code is not None, answer
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    functions = [value for name, value in names.items() if callable(value) and not name.startswith("__")]
+    assert functions, answer
