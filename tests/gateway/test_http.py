@@ -279,12 +279,19 @@ def lines() -> Iterator[list[Any]]:
         yield captured
 
 
+def answered(lines: list[Any]) -> Any:
+    """The one line of the one request; it is written after the client has its answer."""
+    wait_for(lambda: any(line["event"] == "request.answered" for line in lines))
+    [line] = [line for line in lines if line["event"] == "request.answered"]
+    return line
+
+
 def test_a_request_is_one_line_with_sizes_and_times_and_no_text(lines: list[Any], scripted: Scripted) -> None:
     server = scripted(["the answer"])
     with server.http() as http:
         http.get("/livez")
         http.post("/v1/chat/completions", json={"model": MODEL, "messages": [{"role": "user", "content": "the prompt"}]})
-    [line] = [line for line in lines if line["event"] == "request.answered"]
+    line = answered(lines)
     assert (line["path"], line["status"], line["outcome"]) == ("/v1/chat/completions", 200, "completed")
     assert (line["key_id"], line["model"], line["completion_tokens"]) == ("key1", MODEL, 3)
     assert line["request_id"].startswith("req_")
@@ -294,7 +301,7 @@ def test_a_request_is_one_line_with_sizes_and_times_and_no_text(lines: list[Any]
 
 def test_a_hostile_path_cannot_forge_a_line(lines: list[Any], server: Running) -> None:
     httpx.get(server.url + "/x%0a2026 forged")
-    [line] = [line for line in lines if line["event"] == "request.answered"]
+    line = answered(lines)
     assert "\n" not in line["path"]
 
 
@@ -302,5 +309,4 @@ def test_a_disconnect_is_told_in_the_log(lines: list[Any], scripted: Scripted) -
     server = scripted(["word " * 100], delay_s=0.05)
     with server.http() as http, pytest.raises(httpx.ReadTimeout):
         http.post("/v1/chat/completions", json=CHAT, timeout=0.2)
-    wait_for(lambda: any(line["event"] == "request.answered" for line in lines))
-    assert lines[-1]["outcome"] == "disconnected"
+    assert answered(lines)["outcome"] == "disconnected"
