@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ def render(messages: Sequence[Message], *, thinking: bool | None = None, tools: 
     """Text up to where the model continues; `thinking=False` closes an empty think block for it."""
     flags = {} if thinking is None else {"enable_thinking": thinking}
     turns = [{"role": message.role, "content": message.content} for message in messages]
-    return _template().render(messages=turns, tools=list(tools), add_generation_prompt=True, **flags)
+    return template().render(messages=turns, tools=list(tools), add_generation_prompt=True, **flags)
 
 
 @cache
-def _template() -> Template:
-    # The settings of transformers' own renderer, so that both give the same text.
-    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE_TEXT)
+def template() -> Template:
+    # The settings of transformers' own renderer, so that both give the same text; jinja's own tojson would escape for HTML.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    return environment.from_string(TEMPLATE_TEXT)
