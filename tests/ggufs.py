@@ -51,7 +51,9 @@ TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}
 {{- '<|im_start|>assistant' + ('\\t' if messages[-1].role == 'tool' else '\\n') }}
-{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+{%- if enable_thinking is defined and enable_thinking is false and messages[-1].role != 'tool' %}
+{{- '<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}
 {%- endif %}"""
 
 ANSWER = "<think>\nplan.\n</think>\n\nHello world!\n"

@@ -162,7 +162,7 @@ class LlamaEngine:
                 f"this model's context is {self._context_tokens} tokens; the prompt has {len(tokens)}", param="messages"
             )
         group = _CountedGroup(prompt.n, prompt_tokens=len(tokens), cancel=lambda _: None, done=lambda: self._release(prompt.n))
-        may_reason = bool(prompt.messages) and self._format.supports_thinking and prompt.thinking is not False
+        can_reason = bool(prompt.messages) and self._format.supports_thinking
         job = Job(
             prompt=prompt,
             tokens=np.array(tokens, np.int32),
@@ -171,7 +171,8 @@ class LlamaEngine:
             recommended=self._recommended,
             matchers=self._matchers(prompt),
             in_reasoning=in_reasoning,
-            may_reason=may_reason,
+            parses_reasoning=can_reason,
+            may_reason=can_reason and prompt.thinking is not False,
             close_thinking=self._close_thinking,
         )
         group.set_cancel(lambda indices: self._core.put(Cancel(job, indices)))

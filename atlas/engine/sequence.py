@@ -27,7 +27,8 @@ class Job:
         max_tokens: bound on generated tokens per candidate; prompt plus this fits the context.
         matchers: where each candidate stands in the grammar its answer must follow; empty for free text.
         in_reasoning: the prompt ends inside an open think block.
-        may_reason: the answer may begin with a think block.
+        parses_reasoning: a think block in the answer is told apart from its text.
+        may_reason: the answer may begin with a think block, grammar or not.
         close_thinking: tokens that end a think block when the budget is spent.
     """
 
@@ -38,6 +39,7 @@ class Job:
     recommended: Recommended
     matchers: tuple[Matcher, ...] = ()
     in_reasoning: bool = False
+    parses_reasoning: bool = False
     may_reason: bool = False
     close_thinking: tuple[int, ...] = ()
     seed: int = field(default_factory=lambda: secrets.randbits(32))
@@ -99,7 +101,7 @@ class Sequence:
         self.sampler = Sampler(job.sampling(index), job.recommended, seed=job.candidate_seed(index), prompt_tail=tail)
         self._stream = TextStream(job.prompt.stop)
         self._parser = OutputParser(
-            reasoning=job.may_reason or job.in_reasoning, in_reasoning=job.in_reasoning, tools=_parses_tools(job.prompt)
+            reasoning=job.parses_reasoning, in_reasoning=job.in_reasoning, tools=_parses_tools(job.prompt)
         )
         self._forced: list[int] = []  # the tokens to come, last first
         self._answer_started = False  # the grammar has bound a token

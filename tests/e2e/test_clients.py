@@ -98,15 +98,13 @@ def test_openai_tool_round_trip(tool_loop: Running) -> None:
 
 def test_anthropic_messages(scripted: Running) -> None:
     client = Anthropic(base_url=scripted.url, api_key=KEY, max_retries=0)
-    answer = client.messages.create(model="claude-sonnet-4-5", max_tokens=200, messages=[{"role": "user", "content": "hi"}])
+    answer = client.messages.create(model="claude-x", max_tokens=200, messages=[{"role": "user", "content": "hi"}])
     assert [block.text for block in answer.content if block.type == "text"] == ["Hello world!\n"]
     assert answer.stop_reason == "end_turn"
-    with client.messages.stream(
-        model="claude-sonnet-4-5", max_tokens=200, messages=[{"role": "user", "content": "hi"}]
-    ) as stream:
+    with client.messages.stream(model="claude-x", max_tokens=200, messages=[{"role": "user", "content": "hi"}]) as stream:
         assert "".join(stream.text_stream) == "Hello world!\n"
-    counted = client.messages.count_tokens(model="claude-sonnet-4-5", messages=[{"role": "user", "content": "hi"}])
-    assert counted.input_tokens == answer.usage.input_tokens
+    counted = client.messages.count_tokens(model="claude-x", messages=[{"role": "user", "content": "hi"}])
+    assert counted.input_tokens == answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0)
 
 
 def test_anthropic_tool_use(tool_loop: Running) -> None:
@@ -122,6 +120,7 @@ def test_anthropic_tool_use(tool_loop: Running) -> None:
     assert [block.text for block in second.content if block.type == "text"] == ["The sum is 3."]
 
 
+@pytest.mark.filterwarnings("ignore")  # litellm's own
 def test_litellm(scripted: Running) -> None:
     litellm = pytest.importorskip("litellm", reason="part of `make install`")
     options = {"model": "openai/tiny", "api_base": f"{scripted.url}/v1", "api_key": KEY, "num_retries": 0}
@@ -142,7 +141,8 @@ async def test_pydantic_ai_completes_a_tool_loop(tool_loop: Running) -> None:
     agent = Agent(model)
     seen = []
 
-    @agent.tool_plain
+    # A grammar insists on the tokens that a tokenizer would choose; those of a scripted chain are not.
+    @agent.tool_plain(strict=False)
     def add(a: int, b: int) -> int:
         seen.append((a, b))
         return a + b
