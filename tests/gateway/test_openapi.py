@@ -5,8 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 
 from atlas.engine import ScriptedEngine
+from atlas.gateway import create_app
 from tests.gateway.conftest import KEY, MODEL, Running, deps_of, serving
 
 HEADERS = {"authorization": f"Bearer {KEY}"}
@@ -42,3 +47,26 @@ def test_no_page_that_loads_scripts_from_elsewhere_is_served(server: Running) ->
     with server.http() as http:
         for path in ("/schema", "/schema/swagger", "/docs", "/redoc", "/openapi.json/swagger", "/openapi.yaml"):
             assert http.get(path).status_code == 404
+
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+SCHEMA = schemathesis.openapi.from_dict(create_app(deps_of(None)).openapi_schema.to_schema())
+OPERATIONS = [(path, method) for path in SCHEMA for method in SCHEMA[path]]
+
+
+def test_there_are_operations_to_check() -> None:
+    assert len(OPERATIONS) >= 16
+
+
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_generated_requests_get_documented_answers(server: Running, path: str, method: str) -> None:
+    """Right and wrong values of every field; the right model's name, so that requests get past it."""
+
+    @settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=SCHEMA[path][method].as_strategy())
+    def check(case: schemathesis.Case) -> None:
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = MODEL
+        case.call_and_validate(base_url=server.url, headers=HEADERS, checks=CHECKS)
+
+    check()
