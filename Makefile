@@ -54,7 +54,9 @@ bench: install  ## the engine beside llama-server, in one run
 	$(PY) -m benchmarks.engine
 
 nano: install  ## make the bundled model again from nothing (about an hour on one CPU core)
-	$(PY) -m nano.train
+	$(PY) -m nano.train --out nano/out/checkpoint
+	$(PY) -m nano.export nano/out/checkpoint --out nano/out/model
+	$(PY) -m nano.evaluate --model nano/out/model/nano-q8_0.gguf
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
