@@ -8,6 +8,7 @@ from atlas.engine.face import Engine
 from atlas.engine.group import Group
 from atlas.engine.load import load_engine
 from atlas.engine.registry import ModelRegistry
+from atlas.engine.remote import RemoteEngine
 from atlas.engine.scripted import ScriptedEngine
 
-__all__ = ["Engine", "Group", "ModelRegistry", "ScriptedEngine", "load_engine"]
+__all__ = ["Engine", "Group", "ModelRegistry", "RemoteEngine", "ScriptedEngine", "load_engine"]

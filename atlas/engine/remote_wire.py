@@ -1,0 +1,332 @@
+"""OpenAI's wire format as a client sees it: our prompts to request bodies, chunks of a stream to our values.
+
+Peers differ: every field that some server leaves out or sends as null has a default here, and names that only some servers use
+(`reasoning`, `stop_reason`) are read where they appear.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+
+from atlas.errors import (
+    AtlasError,
+    BadRequest,
+    ContextLengthExceeded,
+    EngineOverloaded,
+    EngineUnavailable,
+    ModelNotFound,
+    UpstreamFailed,
+)
+from atlas.types import FinishReason, Message, Prompt, Sampling, TokenLogprob, Tool
+
+T = TypeVar("T")
+
+_event_bytes = 64 * 1024 * 1024  # a longer event is no stream of tokens
+UNKNOWN_TOKEN = -1  # the wire carries texts of tokens, not their ids
+_finish_reasons: dict[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
+    "abort": "abort",
+}
+
+
+# -- what comes back --
+
+
+class Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallPiece(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: Function = msgspec.field(default_factory=Function)
+
+
+class Gain(msgspec.Struct):
+    """`delta` of a chat chunk."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[CallPiece] | None = None
+
+
+class Alternative(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class ContentLogprob(Alternative):
+    top_logprobs: list[Alternative] = []
+
+
+class Logprobs(msgspec.Struct):
+    """Chat has `content`; plain completions have parallel lists."""
+
+    content: list[ContentLogprob] | None = None
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class Choice(msgspec.Struct):
+    index: int = 0
+    delta: Gain | None = None
+    text: str | None = None
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None  # vLLM: the stop string, or a token id
+
+
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: PromptDetails | None = None
+
+
+class Chunk(msgspec.Struct):
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    error: Any = None
+
+
+class Embedding(msgspec.Struct):
+    embedding: list[float]
+    index: int = 0
+
+
+class EmbeddingReply(msgspec.Struct):
+    data: list[Embedding]
+    usage: Usage = msgspec.field(default_factory=Usage)
+
+
+class Model(msgspec.Struct):
+    id: str
+    max_model_len: int | None = None
+    context_length: int | None = None
+
+
+class ModelList(msgspec.Struct):
+    data: list[Model]
+
+
+class ErrorBody(msgspec.Struct):
+    message: str = ""
+    code: str | int | None = None
+    param: str | None = None
+
+
+def finish_reason(name: str) -> FinishReason:
+    """Ours for theirs; what we have no word for (a content filter) is a stop."""
+    return _finish_reasons.get(name, "stop")
+
+
+def token_logprobs(found: Logprobs | None) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities of a chunk; ids are unknown."""
+    if found is None:
+        return ()
+    if found.content is not None:
+        return tuple(_chat_logprob(entry) for entry in found.content)
+    tokens, values = found.tokens or [], found.token_logprobs or []
+    tops = found.top_logprobs or [None] * len(tokens)
+    return tuple(
+        TokenLogprob(token=UNKNOWN_TOKEN, text=token.encode(), logprob=value or 0.0, top=_plain_top(top))
+        for token, value, top in zip(tokens, values, tops, strict=False)
+    )
+
+
+def _chat_logprob(entry: ContentLogprob) -> TokenLogprob:
+    top = tuple((UNKNOWN_TOKEN, _bytes(other), other.logprob) for other in entry.top_logprobs)
+    return TokenLogprob(token=UNKNOWN_TOKEN, text=_bytes(entry), logprob=entry.logprob, top=top)
+
+
+def _plain_top(top: dict[str, float] | None) -> tuple[tuple[int, bytes, float], ...]:
+    ranked = sorted((top or {}).items(), key=lambda item: -item[1])
+    return tuple((UNKNOWN_TOKEN, text.encode(), value) for text, value in ranked)
+
+
+def _bytes(entry: Alternative) -> bytes:
+    return entry.token.encode() if entry.bytes is None else bytes(entry.bytes)
+
+
+async def events(response: httpx.Response) -> AsyncIterator[bytes]:
+    """`data` of each server-sent event, up to [DONE] or the end.
+
+    Lines are cut at newlines only: JSON may hold U+2028 and others that `aiter_lines` takes for ends of lines.
+    """
+    pending = b""
+    async for piece in response.aiter_bytes():
+        *lines, pending = (pending + piece).split(b"\n")
+        for line in lines:
+            data = line.removeprefix(b"data:").strip()
+            if data == b"[DONE]":
+                return
+            if data and line.startswith(b"data:"):
+                yield data
+        if len(pending) > _event_bytes:
+            raise UpstreamFailed(f"an event of more than {_event_bytes} bytes")
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind, strict=False)
+    except msgspec.MsgspecError as error:
+        raise UpstreamFailed(f"the remote server sent what is not OpenAI's format: {error}") from error
+
+
+# -- errors --
+
+
+def failure(peer: str, status: int, body: bytes, *, retry_after: str | None = None) -> AtlasError:
+    """What a peer's error reply means for whoever asked us."""
+    error = _error_body(body)
+    text = f"{peer} answered {status}: {error.message or 'no reason given'}"
+    if error.code == "context_length_exceeded":
+        return ContextLengthExceeded(error.message, param=error.param)
+    if error.code == "model_not_found":
+        return ModelNotFound(error.message, param="model")
+    if status in (400, 413, 422):
+        return BadRequest(text, param=error.param)
+    wait_s = _seconds(retry_after)
+    if status == 429:
+        return EngineOverloaded(text, retry_after_s=wait_s)
+    return EngineUnavailable(text, retry_after_s=wait_s) if status == 503 else UpstreamFailed(text)
+
+
+def error_text(found: object) -> str:
+    """Message of an error inside a stream: an object, or just a text."""
+    message = found.get("message") if isinstance(found, dict) else found
+    return str(message)[:500]
+
+
+def _error_body(body: bytes) -> ErrorBody:
+    """OpenAI's {"error": {...}}, FastAPI's {"detail": ...}, or nothing we can read."""
+    try:
+        found = json.loads(body)
+        found = found.get("error", found.get("detail", found)) if isinstance(found, dict) else found
+        return msgspec.convert(found if isinstance(found, dict) else {"message": str(found)}, ErrorBody, strict=False)
+    except (ValueError, RecursionError, msgspec.ValidationError):
+        return ErrorBody(message=body[:200].decode("utf-8", "replace"))
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Retry-After in seconds; dates and absent values become one second."""
+    return float(retry_after) if retry_after is not None and retry_after.isdigit() else 1.0
+
+
+# -- what goes out --
+
+
+def body(prompt: Prompt, sampling: Sampling, *, model: str, n: int) -> dict[str, Any]:
+    """Request for `n` candidates that share `sampling`, streamed, with usage at the end."""
+    shared = {
+        "model": model,
+        "n": n,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "stop": list(prompt.stop) or None,
+        "max_tokens": prompt.max_tokens,
+        **_sampling(sampling),
+    }
+    special = _chat(prompt) if prompt.messages else _plain(prompt)
+    return {key: value for key, value in {**shared, **special}.items() if value is not None}
+
+
+def path(prompt: Prompt) -> str:
+    return "/chat/completions" if prompt.messages else "/completions"
+
+
+def _sampling(sampling: Sampling) -> dict[str, Any]:
+    """`top_k`, `min_p` and `repetition_penalty` are vLLM's names; strict servers refuse them, so only what is set is sent."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "seed": sampling.seed,
+        "frequency_penalty": sampling.frequency_penalty or None,
+        "presence_penalty": sampling.presence_penalty or None,
+        "repetition_penalty": None if sampling.repetition_penalty == 1.0 else sampling.repetition_penalty,
+        "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()} or None,
+    }
+
+
+def _plain(prompt: Prompt) -> dict[str, Any]:
+    return {
+        "prompt": prompt.text if prompt.tokens is None else list(prompt.tokens),
+        "suffix": prompt.suffix,
+        "logprobs": prompt.top_logprobs,
+    }
+
+
+def _chat(prompt: Prompt) -> dict[str, Any]:
+    tools: dict[str, Any] = {}
+    if prompt.tools:
+        tools = {"tools": list(map(_tool, prompt.tools)), "tool_choice": _tool_choice(prompt.tool_choice)}
+        tools["parallel_tool_calls"] = None if prompt.parallel_tool_calls else False
+    return {
+        "messages": list(map(_message, prompt.messages)),
+        "response_format": _response_format(prompt.json_schema),
+        "logprobs": None if prompt.top_logprobs is None else True,
+        "top_logprobs": prompt.top_logprobs,
+        "chat_template_kwargs": None if prompt.thinking is None else {"enable_thinking": prompt.thinking},
+        "thinking_budget_tokens": prompt.thinking_budget_tokens,
+        **tools,
+    }
+
+
+def _message(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.name is not None:
+        turn["name"] = message.name
+    return turn
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": {**function, "strict": True} if tool.strict else function}
+
+
+def _tool_choice(choice: str) -> str | dict[str, Any]:
+    if not choice.startswith("tool:"):
+        return choice
+    return {"type": "function", "function": {"name": choice.removeprefix("tool:")}}
+
+
+def _response_format(schema: dict[str, Any] | None) -> dict[str, Any] | None:
+    if schema is None:
+        return None
+    if not schema:
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
+
+def embedding_body(inputs: Sequence[str | tuple[int, ...]], *, model: str) -> dict[str, Any]:
+    return {
+        "model": model,
+        "input": [text if isinstance(text, str) else list(text) for text in inputs],
+        "encoding_format": "float",
+    }
