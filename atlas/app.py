@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -26,8 +27,8 @@ import uvloop
 from litestar.types import ASGIApp
 
 from atlas import control
-from atlas.engine import Engine
-from atlas.errors import OperatorError
+from atlas.engine import Engine, ModelRegistry, load_engine
+from atlas.errors import ModelFileError, OperatorError
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.launch import Failed, Launch, Ready, Report
 from atlas.log import configure_logging
@@ -41,6 +42,7 @@ EngineFactory = Callable[[Launch], Awaitable[Engine]]
 SWITCH_INTERVAL_S = 1e-4  # a busy Python thread delays the engine's by this at most; 5 ms is Python's default (contracts.md 1)
 DRAIN_MARGIN_S = 1.0  # beyond the gateway's own cut of open streams
 PR_SET_PDEATHSIG = 1
+REGISTRY_AGE_S = 1.0
 
 
 class Serving:
@@ -51,21 +53,26 @@ class Serving:
         self.store = store
         self.engine: Engine | None = None
         self.failure: str | None = None
+        self.notices = launch.model.notices if launch.model else ()
 
     def readiness(self) -> Readiness:
         if self.engine is None:
-            return Readiness(status="loading", reasons=(f"{self.launch.model_id or 'the model'} is being loaded",))
-        return Readiness(status="degraded" if self.launch.notices else "ready", reasons=self.launch.notices)
+            name = self.launch.model.id if self.launch.model else "the remote model"
+            return Readiness(status="loading", reasons=(f"{name} is being loaded",))
+        return Readiness(status="ready", reasons=self.notices)
 
     async def verify(self, token: str) -> Principal:
         return self.store.verify(token)
 
 
 class Models:
-    """The catalogue as the gateway sees it: the loaded model."""
+    """The catalogue as the gateway sees it: the loaded model, then those on this machine, as registry.json has them now."""
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, registry: ModelRegistry) -> None:
         self._serving = serving
+        self._registry = registry
+        self._installed: tuple[str, ...] = ()
+        self._read_at_s = -math.inf
 
     def loaded_id(self) -> str | None:
         engine = self._serving.engine
@@ -73,13 +80,24 @@ class Models:
 
     def ids(self) -> Sequence[str]:
         loaded = self.loaded_id()
-        return [loaded] if loaded else []
+        return tuple(dict.fromkeys((*((loaded,) if loaded else ()), *self._here())))
 
     def info(self, model_id: str) -> ModelInfo | None:
         engine = self._serving.engine
-        if engine is None or model_id != engine.capabilities.model:
-            return None
-        return ModelInfo(id=model_id, context_tokens=engine.capabilities.context_tokens)
+        if engine is not None and model_id == engine.capabilities.model:
+            return ModelInfo(id=model_id, context_tokens=engine.capabilities.context_tokens)
+        return ModelInfo(id=model_id) if model_id in self._here() else None
+
+    def _here(self) -> tuple[str, ...]:
+        """Ids on this machine; the file is small, and read at most once a second."""
+        now_s = time.monotonic()
+        if now_s - self._read_at_s > REGISTRY_AGE_S:
+            self._read_at_s = now_s
+            try:
+                self._installed = tuple(self._registry.installed())
+            except ModelFileError as error:
+                log.warning("registry.unreadable", reason=error.message)  # the loaded model is served all the same
+        return self._installed
 
 
 class Server(uvicorn.Server):
@@ -120,23 +138,20 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def main(make_engine: EngineFactory) -> None:
+def main(engine_factory: EngineFactory) -> None:
     """Serve as the last argument says. Never returns."""
     launch = msgspec.json.decode(sys.argv[-1], type=Launch)
     die_with(launch.parent_pid)
-    # uvicorn raises the signal again once it has shut down; that must not end the process before the ledger is closed.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     configure_logging(launch.settings.log.level, form=launch.settings.log.format)
-    status = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(serve(launch, make_engine))
+    status = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(serve(launch, engine_factory))
     sys.stdout.flush()
     sys.stderr.flush()
     # Everything that must be saved is; waiting for the threads of a model that is still loading would only take time.
     os._exit(status)
 
 
-async def serve(launch: Launch, make_engine: EngineFactory) -> int:
+async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
     """Serve until a signal says stop, or the engine cannot be made; the exit status."""
     try:
         store = open_store(_directory(launch), preset_key=os.environ.get("ATLAS_API_KEY") or None)
@@ -151,7 +166,10 @@ async def serve(launch: Launch, make_engine: EngineFactory) -> int:
         server = Server(create_app(_deps(serving, draining)), draining, drain_timeout_s=launch.settings.server.drain_timeout_s)
         controller = await control.serve_control(socket.socket(fileno=launch.control_fd), _control_handlers(serving))
         stack.callback(controller.close)
-        loading = asyncio.create_task(load(serving, server, make_engine))
+        loading = asyncio.create_task(load(serving, server, engine_factory))
+        # uvicorn raises the signal again once it has shut down; that must not end the process before the ledger is closed.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         await server.serve(sockets=[socket.socket(fileno=launch.http_fd)])
         loading.cancel()
         if serving.engine is not None:
@@ -159,10 +177,10 @@ async def serve(launch: Launch, make_engine: EngineFactory) -> int:
     return 0 if serving.failure is None else 1
 
 
-async def load(serving: Serving, server: Server, make_engine: EngineFactory) -> None:
+async def load(serving: Serving, server: Server, engine_factory: EngineFactory) -> None:
     """Make the engine beside the running server, which answers /readyz meanwhile; then say that it is ready."""
     try:
-        engine = await make_engine(serving.launch)
+        engine = await engine_factory(serving.launch)
     except OperatorError as error:
         serving.failure = error.message
         report(serving.launch, Failed(message=error.message))
@@ -170,7 +188,7 @@ async def load(serving: Serving, server: Server, make_engine: EngineFactory) -> 
         return
     except Exception:
         # A bug of ours or of a library. The parent starts another process, a few times; the log says why.
-        log.exception("engine.failed_to_load", model=serving.launch.model_id)
+        log.exception("engine.failed_to_load")
         serving.failure = "engine failed to load"
         server.should_exit = True
         return
@@ -180,8 +198,14 @@ async def load(serving: Serving, server: Server, make_engine: EngineFactory) -> 
     log.info("engine.loaded", model=capabilities.model, context_tokens=capabilities.context_tokens)
     report(
         serving.launch,
-        Ready(model=capabilities.model, context_tokens=capabilities.context_tokens, notices=serving.launch.notices),
+        Ready(model=capabilities.model, context_tokens=capabilities.context_tokens, notices=serving.notices),
     )
+
+
+async def make_engine(launch: Launch) -> Engine:
+    """The engine the settings ask for."""
+    assert launch.model is not None
+    return await load_engine(Path(launch.model.path), model_id=launch.model.id, settings=launch.settings.engine)
 
 
 def mint_first_key(launch: Launch, store: Store) -> None:
@@ -222,7 +246,7 @@ def _deps(serving: Serving, draining: asyncio.Event) -> GatewayDeps:
     settings = serving.launch.settings
     return GatewayDeps(
         engine=lambda: serving.engine,
-        models=Models(serving),
+        models=Models(serving, ModelRegistry(Path(serving.launch.data_dir) / "models")),
         keys=serving,
         readiness=serving.readiness,
         server=settings.server,
@@ -276,3 +300,7 @@ def _control_handlers(serving: Serving) -> dict[str, control.Handler]:
         }
 
     return {"keys.create": create, "keys.revoke": revoke, "keys.list": list_keys, "status": status}
+
+
+if __name__ == "__main__":
+    main(make_engine)

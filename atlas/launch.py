@@ -7,6 +7,19 @@ import msgspec
 from atlas.settings import Settings
 
 
+class ModelChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """The model to serve.
+
+    Attributes:
+        path: its GGUF file.
+        notices: what the person starting the server should know about the choice; said again on /readyz.
+    """
+
+    id: str
+    path: str
+    notices: tuple[str, ...] = ()
+
+
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a serving process starts with. Holds no secret: it travels as a command-line argument.
 
@@ -17,9 +30,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         control_fd: the listening Unix socket of the command line.
         report_fd: write end of the pipe on which Reports go back, one JSON line each.
         parent_pid: the process to end with.
-        model_id: name of the model to load; "" with a remote engine.
-        model_path: its GGUF file; "" with a remote engine.
-        notices: what the person starting the server should know; said again on /readyz.
+        model: None with a remote engine.
         restarts: how many serving processes there were before this one.
     """
 
@@ -30,9 +41,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     lock_fd: int
     report_fd: int
     parent_pid: int
-    model_id: str = ""
-    model_path: str = ""
-    notices: tuple[str, ...] = ()
+    model: ModelChoice | None = None
     restarts: int = 0
 
 

@@ -14,6 +14,7 @@ from atlas.errors import AtlasError
 COMMANDS = {
     "serve": ("atlas.cli.serve:serve", "Serve a model to OpenAI and Anthropic clients."),
     "keys": ("atlas.cli.keys:keys", "Create, list and revoke API keys."),
+    "models": ("atlas.cli.models:models", "List, download, add and remove models."),
     "version": ("atlas.cli.version:version", "Print the version."),
 }
 

@@ -16,10 +16,11 @@ import click
 import msgspec
 
 from atlas import __version__, control
+from atlas.cli.models import download_progress, find_registry
 from atlas.cli.options import find_directory, read_settings, settings_options
 from atlas.cli.supervisor import Supervisor, serving_command
 from atlas.errors import OperatorError
-from atlas.launch import Launch, Ready
+from atlas.launch import Launch, ModelChoice, Ready
 from atlas.log import configure_logging
 from atlas.settings import Settings
 from atlas.store import DataDirectory
@@ -73,10 +74,12 @@ def run_server(settings: Settings, *, command: Sequence[str]) -> None:
     check_exposure(settings)
     directory = find_directory(settings).create()
     directory.hold()
-    listener = bind(settings.server.host, settings.server.port)
-    controller = control.listen(directory.control_socket)
     try:
-        launch = _launch(settings, directory, listener, controller)
+        listener = bind(settings.server.host, settings.server.port)
+        choice = choose_model(settings)
+        listener.listen(BACKLOG)  # only now: a client is refused, and not kept waiting, while a model is downloaded
+        controller = control.listen(directory.control_socket)  # held here: only its number travels
+        launch = _launch(settings, directory, listener, controller, choice)
         supervisor = Supervisor(launch, command, on_ready=lambda ready: announce(launch, ready))
         asyncio.run(supervisor.run())
     finally:
@@ -84,7 +87,24 @@ def run_server(settings: Settings, *, command: Sequence[str]) -> None:
         directory.release()
 
 
-def _launch(settings: Settings, directory: DataDirectory, listener: socket.socket, controller: socket.socket) -> Launch:
+def choose_model(settings: Settings) -> ModelChoice | None:
+    """The model file to serve, downloaded if need be; None with a remote engine."""
+    if settings.remote.url:
+        return None
+    with download_progress(settings.engine.model) as progress:
+        return find_registry(settings).choose(settings.engine, confirm=confirm_download, progress=progress)
+
+
+def confirm_download(what: str, size_bytes: int) -> bool:
+    """Ask the person at the terminal; nobody there means no: such a download is asked for by name."""
+    if not sys.stdin.isatty():
+        return False
+    return click.confirm(f"Download {what} ({size_bytes / 1e9:.1f} GB)?", default=True, err=True)
+
+
+def _launch(
+    settings: Settings, directory: DataDirectory, listener: socket.socket, controller: socket.socket, choice: ModelChoice | None
+) -> Launch:
     assert directory.lock_fd is not None
     server = msgspec.structs.replace(settings.server, port=listener.getsockname()[1])
     return Launch(
@@ -95,11 +115,12 @@ def _launch(settings: Settings, directory: DataDirectory, listener: socket.socke
         lock_fd=directory.lock_fd,
         report_fd=-1,
         parent_pid=0,
+        model=choice,
     )
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """A bound socket that does not listen yet.
 
     Raises:
         OperatorError: the port is taken, or the host is not an address of this machine.
@@ -116,7 +137,6 @@ def bind(host: str, port: int) -> socket.socket:
                 f"port {port} on {host} is in use by another program; stop it, or choose another with --port"
             ) from None
         raise OperatorError(f"cannot listen on {host} port {port}: {error.strerror}") from None
-    listener.listen(BACKLOG)
     return listener
 
 

@@ -19,6 +19,7 @@ import msgspec
 from atlas.engine.hardware import Gpu, Hardware, find_hardware
 from atlas.engine.pull import MAGIC, Progress, download, remote_size
 from atlas.errors import DownloadError, ModelFileError
+from atlas.launch import ModelChoice
 from atlas.settings import EngineSettings, packaged
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -98,15 +99,7 @@ class InstalledModel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     added_at: float = 0.0
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """The model to serve; `notices` say what the person starting the server should know about it."""
-
-    id: str
-    path: Path
-    notices: tuple[str, ...] = ()
-
-
-Confirm = Callable[[CatalogModel, int], bool]  # (model, bytes to download) -> go ahead?
+Confirm = Callable[[str, int], bool]  # (what would be downloaded, bytes) -> go ahead?
 
 
 class ModelRegistry:
@@ -141,7 +134,7 @@ class ModelRegistry:
             found = {NANO: InstalledModel(id=NANO, path=str(self._bundled), size_bytes=self._bundled.stat().st_size), **found}
         return found
 
-    def find(self, name: str) -> Choice:
+    def find(self, name: str) -> ModelChoice:
         """The file a name or a path means.
 
         Raises:
@@ -150,14 +143,14 @@ class ModelRegistry:
         if is_path(name):
             path = Path(name).expanduser().absolute()
             check_gguf(path)
-            return Choice(id=_id_of(path), path=path)
+            return ModelChoice(id=_id_of(path), path=str(path))
         model = self.installed().get(name)
         if model is None:
             raise ModelFileError(self._missing(name))
         check_gguf(Path(model.path))
-        return Choice(id=model.id, path=Path(model.path))
+        return ModelChoice(id=model.id, path=model.path)
 
-    def choose(self, settings: EngineSettings, *, confirm: Confirm, progress: Progress | None = None) -> Choice:
+    def choose(self, settings: EngineSettings, *, confirm: Confirm, progress: Progress | None = None) -> ModelChoice:
         """The model to serve, downloaded if it has to be and may be.
 
         Args:
@@ -176,7 +169,7 @@ class ModelRegistry:
             self.pull(settings.model, progress=progress)
         choice = self.find(settings.model)
         notices = [hardware.notice] if hardware.notice and settings.gpu_layers else []
-        return Choice(id=choice.id, path=choice.path, notices=tuple(notices))
+        return msgspec.structs.replace(choice, notices=tuple(notices))
 
     def pull(self, name: str, *, progress: Progress | None = None) -> InstalledModel:
         """Download a model of the catalogue, or a GGUF file by its http(s) address, and record its hash.
@@ -254,20 +247,22 @@ class ModelRegistry:
             return name.partition("?")[0]
         raise ModelFileError(self._missing(name))
 
-    def _choose_auto(self, settings: EngineSettings, hardware: Hardware, confirm: Confirm, progress: Progress | None) -> Choice:
+    def _choose_auto(
+        self, settings: EngineSettings, hardware: Hardware, confirm: Confirm, progress: Progress | None
+    ) -> ModelChoice:
         if hardware.gpu is None or hardware.backend is None or settings.gpu_layers == 0:
             return self._nano(hardware.notice or "no GPU is used: serving nano, the small bundled model; see `atlas models list`")
         reasons = []
         for name in AUTO:
             tried = self._try(CATALOG[name], settings, hardware.gpu, confirm, progress)
-            if isinstance(tried, Choice):
+            if isinstance(tried, ModelChoice):
                 return tried
             reasons.append(tried)
         return self._nano(f"{'; '.join(reasons)}; serving nano, the small bundled model, instead")
 
     def _try(
         self, model: CatalogModel, settings: EngineSettings, gpu: Gpu, confirm: Confirm, progress: Progress | None
-    ) -> Choice | str:
+    ) -> ModelChoice | str:
         """This model, if it is here or may be fetched, and fits; else the reason why not."""
         try:
             size_bytes = self._size(model, settings)
@@ -277,7 +272,7 @@ class ModelRegistry:
             if need_bytes > gpu.free_bytes:
                 return f"{model.id} needs {need_bytes / 1e9:.1f} GB, {gpu.free_bytes / 1e9:.1f} GB of {gpu.name} are free"
             if model.id not in self.installed():
-                if not confirm(model, size_bytes):
+                if not confirm(f"{model.id} from {model.repository}", size_bytes):
                     return f"{model.id} is not downloaded (`atlas models pull {model.id}`, {size_bytes / 1e9:.1f} GB)"
                 self.pull(model.id, progress=progress)
             return self.find(model.id)
@@ -290,9 +285,8 @@ class ModelRegistry:
             return here.size_bytes
         return None if settings.offline else remote_size(self.url(model.id), token=self._token)
 
-    def _nano(self, notice: str) -> Choice:
-        choice = self.find(NANO)
-        return Choice(id=choice.id, path=choice.path, notices=(notice,))
+    def _nano(self, notice: str) -> ModelChoice:
+        return msgspec.structs.replace(self.find(NANO), notices=(notice,))
 
     def _missing(self, name: str) -> str:
         if name in CATALOG:

@@ -39,10 +39,12 @@ class RunningServer:
     def __init__(self, data_dir: Path, *settings: str, **environ: str) -> None:
         self.data_dir = data_dir
         self.stderr = data_dir.with_suffix(".stderr")
+        stand_in = data_dir.with_suffix(".gguf")
+        stand_in.write_bytes(b"GGUF")  # chosen by the parent as any file is; the scripted engine does not read it
         script = str(Path(__file__).with_name("scripted_serve.py"))
         with self.stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, script, f"data_dir={data_dir}", "server.port=0", *settings],
+                [sys.executable, script, f"data_dir={data_dir}", "server.port=0", f"engine.model={stand_in}", *settings],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,

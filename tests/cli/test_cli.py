@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import clean_environment, run_cli
+from tests.engine.file_server import serving
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["serve", "--help"], ["keys", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["serve", "--help"], ["keys", "--help"], ["models", "--help"]])
 def test_help_imports_neither_torch_nor_litestar_nor_llama_cpp(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom atlas.cli import main\n"
@@ -73,3 +74,43 @@ def test_a_wrong_settings_file_is_explained_in_one_line(tmp_path: Path, text: st
 
 def test_version_as_json() -> None:
     assert json.loads(run_cli("version", "--json").stdout)["atlas"]
+
+
+def test_models_are_added_listed_served_by_name_and_removed(tmp_path: Path) -> None:
+    home = {"ATLAS_HOME": str(tmp_path / "data")}
+    (tmp_path / "Mine.gguf").write_bytes(b"GGUF")
+    assert run_cli("models", "add", str(tmp_path / "Mine.gguf"), **home).returncode == 0
+    listed = {row["id"]: row for row in json.loads(run_cli("models", "list", "--json", **home).stdout)["models"]}
+    assert listed["mine"]["state"] == "added"
+    assert listed["qwen3-14b"]["state"] == "available"
+    assert "mine" in run_cli("models", "list", **home).stdout
+    assert json.loads(run_cli("models", "remove", "mine", "--json", **home).stdout)["model"]["id"] == "mine"
+    assert (tmp_path / "Mine.gguf").exists()
+    assert "mine" not in run_cli("models", "list", **home).stdout
+
+
+def test_a_model_is_pulled_by_name_from_the_endpoint_named_in_the_environment(tmp_path: Path) -> None:
+    with serving(b"GGUF" + bytes(100_000)) as source:
+        pulled = run_cli("models", "pull", "qwen3-0.6b", "--json", ATLAS_HOME=str(tmp_path), HF_ENDPOINT=source.url)
+    assert pulled.returncode == 0, pulled.stderr
+    assert json.loads(pulled.stdout)["model"]["is_verified"] is True
+    assert (tmp_path / "models" / "Qwen3-0.6B-Q8_0.gguf").stat().st_size == 100_004
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["models", "pull", "gpt-9"], "no model 'gpt-9'; known are "),
+        (["models", "pull", "qwen3-4b"], "cannot reach 127.0.0.1"),
+        (["models", "add", "none.gguf"], "none.gguf: No such file or directory"),
+        (["models", "remove", "nano"], "nano is part of ATLAS"),
+        (["serve", "--model", "gpt-9", "--port", "0"], "no model 'gpt-9'"),
+        (["serve", "--model", "qwen3-8b", "--offline", "--port", "0"], "atlas models pull qwen3-8b"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_one_line(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    run = run_cli(*arguments, ATLAS_HOME=str(tmp_path), HF_ENDPOINT="http://127.0.0.1:9")
+    assert run.returncode == 1
+    assert expected in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""
