@@ -74,6 +74,8 @@ def to_atlas_error(error: Exception, *, method: str, path: str) -> AtlasError:
             return BadRequest(error.detail)
         case RecursionError():
             return BadRequest("the body is nested too deeply")
+        case UnicodeDecodeError():  # msgspec's, for a string; its other faults are ValidationExceptions
+            return BadRequest("the body is not UTF-8")
     return EngineFailed("the server failed while answering; its log has the reason under this request id")
 
 

@@ -48,11 +48,11 @@ def choose_embedder(exchange: Exchange, model: str) -> Engine:
 
 def _engine_knowing(exchange: Exchange, model: str) -> Engine:
     engine = exchange.deps.engine()
+    if engine is None:  # whether the name is right is not known yet: a file's id comes with the engine
+        raise still_loading()
     ids = known_ids(exchange.deps, engine)
     if model not in ids:
         raise unknown_model(model, ids)
-    if engine is None:
-        raise still_loading()
     return engine
 
 

@@ -75,7 +75,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def _body(text: str, **more: Any) -> dict[str, Any]:
-    return {"prompt": text, "max_tokens": MAX_TOKENS, "temperature": 0, **more}
+    return {"model": "calm", "prompt": text, "max_tokens": MAX_TOKENS, "temperature": 0, **more}
 
 
 async def _solo(client: httpx.AsyncClient, text: str) -> Solo:
