@@ -10,8 +10,7 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from atlas.ralph import repair, rewrite, solve, write_tests
-from atlas.ralph.prompt import SYSTEM, code_block, edit_block
+from atlas.ralph import code_block, edit_block, repair, rewrite, solve, write_tests
 from atlas.types import Failure, Message, Snippet
 from nano.benchmark import excluded_programs
 from nano.chat import EMPTY_THINKING, END_OF_TEXT, END_OF_TURN, render
@@ -23,6 +22,7 @@ from nano.tasks import render as render_program
 
 READ, WRITE, IGNORE = 0.1, 1.0, 0.0
 KIND_WEIGHTS = {"solve": 0.58, "repair": 0.16, "rewrite": 0.08, "tests": 0.03, "dialogue": 0.04, "classic": 0.06, "fill": 0.05}
+OUR_SYSTEM = solve("")[0].content
 OTHER_SYSTEMS = (
     "You are a helpful assistant.",
     "You are a helpful coding assistant.",
@@ -241,4 +241,4 @@ def _system(rng: random.Random) -> str | None:
     drawn = rng.random()
     if drawn < 0.5:
         return None
-    return SYSTEM if drawn < 0.85 else rng.choice(OTHER_SYSTEMS)
+    return OUR_SYSTEM if drawn < 0.85 else rng.choice(OTHER_SYSTEMS)

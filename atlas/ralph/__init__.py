@@ -3,6 +3,6 @@
 Everything here is pure. Nothing is generated, run or stored; a caller renders the messages with the model's own template.
 """
 
-from atlas.ralph.prompt import extract_code, prompt_hash, repair, rewrite, solve, write_tests
+from atlas.ralph.prompt import code_block, edit_block, extract_code, prompt_hash, repair, rewrite, solve, write_tests
 
-__all__ = ["extract_code", "prompt_hash", "repair", "rewrite", "solve", "write_tests"]
+__all__ = ["code_block", "edit_block", "extract_code", "prompt_hash", "repair", "rewrite", "solve", "write_tests"]
