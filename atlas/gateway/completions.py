@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from atlas.engine import Engine
 from atlas.errors import BadRequest, Unsupported
-from atlas.gateway import wire
+from atlas.gateway import text_wire, wire
 from atlas.gateway.answer import FINGERPRINT, aborted, finished, finite, guarded, readable, to_usage, top_of
 from atlas.gateway.convert import check_sampling_fields, to_sampling, to_stop
 from atlas.gateway.errors import error_event
@@ -32,10 +32,12 @@ MAX_CANDIDATES = 128  # prompts times n of one request
     status_code=200,
     tags=["completions"],
     summary="Continue a text, or fill a gap in it",
-    responses=replies(wire.Completion),
+    responses=replies(text_wire.Completion),
     operation_class=StreamingOperation,
 )
-async def completions(request: HTTPRequest, data: JSONBody[wire.CompletionRequest]) -> Response[wire.Completion] | Stream:
+async def completions(
+    request: HTTPRequest, data: JSONBody[text_wire.CompletionRequest]
+) -> Response[text_wire.Completion] | Stream:
     exchange = exchange_of(request)
     engine = choose_engine(exchange, data.model)
     prompts = completion_prompts(data, engine.capabilities, owner=exchange.owner)
@@ -48,7 +50,7 @@ async def completions(request: HTTPRequest, data: JSONBody[wire.CompletionReques
     return Response(answer.whole(await finished(request, exchange)))
 
 
-def completion_prompts(request: wire.CompletionRequest, capabilities: Capabilities, *, owner: str) -> list[Prompt]:
+def completion_prompts(request: text_wire.CompletionRequest, capabilities: Capabilities, *, owner: str) -> list[Prompt]:
     """One prompt per entry of `prompt`.
 
     Raises:
@@ -67,7 +69,7 @@ def completion_prompts(request: wire.CompletionRequest, capabilities: Capabiliti
     return [_prompt(request, entry, capabilities, owner=owner) for entry in inputs]
 
 
-def _prompt(request: wire.CompletionRequest, entry: Input, capabilities: Capabilities, *, owner: str) -> Prompt:
+def _prompt(request: text_wire.CompletionRequest, entry: Input, capabilities: Capabilities, *, owner: str) -> Prompt:
     return Prompt(
         model=capabilities.model,
         text=entry if isinstance(entry, str) else None,
@@ -89,7 +91,7 @@ async def _text_of(engine: Engine, prompt: Prompt) -> str:
 class CompletionAnswer:
     """One answer under construction; candidate i of prompt p is choice p * n + i."""
 
-    def __init__(self, exchange: Exchange, request: wire.CompletionRequest, echoes: Sequence[str]) -> None:
+    def __init__(self, exchange: Exchange, request: text_wire.CompletionRequest, echoes: Sequence[str]) -> None:
         self.exchange = exchange
         self.n = request.n or 1
         self.echoes = echoes
@@ -98,7 +100,7 @@ class CompletionAnswer:
         self.created = int(time.time())
         self._num_chars: dict[int, int] = {}  # per choice begun: characters of the tokens whose log-probabilities were sent
 
-    def whole(self, answers: Sequence[Sequence[Generation]]) -> wire.Completion:
+    def whole(self, answers: Sequence[Sequence[Generation]]) -> text_wire.Completion:
         choices = [self._whole_choice(p, generation) for p, group in enumerate(answers) for generation in group]
         return self._reply(choices, usage=to_usage(self.exchange.groups))
 
@@ -113,8 +115,8 @@ class CompletionAnswer:
         if self.with_usage:
             yield event(self._reply([], usage=to_usage(self.exchange.groups)))
 
-    def _reply(self, choices: list[wire.CompletionChoice], *, usage: wire.Usage | UnsetType | None) -> wire.Completion:
-        return wire.Completion(
+    def _reply(self, choices: list[text_wire.CompletionChoice], *, usage: wire.Usage | UnsetType | None) -> text_wire.Completion:
+        return text_wire.Completion(
             id=self.id,
             created=self.created,
             model=self.exchange.model,
@@ -123,20 +125,20 @@ class CompletionAnswer:
             usage=usage,
         )
 
-    def _whole_choice(self, position: int, generation: Generation) -> wire.CompletionChoice:
-        return wire.CompletionChoice(
+    def _whole_choice(self, position: int, generation: Generation) -> text_wire.CompletionChoice:
+        return text_wire.CompletionChoice(
             index=position * self.n + generation.index,
             text=self.echoes[position] + generation.text,
             finish_reason=to_finish_reason(generation.finish_reason),
             logprobs=to_logprobs(generation.logprobs, 0) if generation.logprobs else None,
         )
 
-    def _choice(self, position: int, delta: Delta) -> wire.CompletionChoice:
+    def _choice(self, position: int, delta: Delta) -> text_wire.CompletionChoice:
         index = position * self.n + delta.index
         echo = "" if index in self._num_chars else self.echoes[position]
         start = self._num_chars.setdefault(index, 0)
         self._num_chars[index] += sum(len(readable(token.text)) for token in delta.logprobs)
-        return wire.CompletionChoice(
+        return text_wire.CompletionChoice(
             index=index,
             text=echo + delta.text,
             finish_reason=to_finish_reason(delta.finish_reason) if delta.finish_reason else None,
@@ -144,15 +146,15 @@ class CompletionAnswer:
         )
 
 
-def to_finish_reason(reason: FinishReason) -> wire.PlainFinishReason:
+def to_finish_reason(reason: FinishReason) -> text_wire.PlainFinishReason:
     """A raw prompt has no tool calls, and `abort` becomes an error before."""
     return "length" if reason == "length" else "stop"
 
 
-def to_logprobs(tokens: Sequence[TokenLogprob], start: int) -> wire.CompletionLogprobs:
+def to_logprobs(tokens: Sequence[TokenLogprob], start: int) -> text_wire.CompletionLogprobs:
     """`start`: characters of the choice's text before the first of these tokens."""
     texts = [readable(token.text) for token in tokens]
-    return wire.CompletionLogprobs(
+    return text_wire.CompletionLogprobs(
         tokens=texts,
         token_logprobs=[finite(token.logprob) for token in tokens],
         top_logprobs=[{readable(text): logprob for text, logprob in top_of(token)} for token in tokens],

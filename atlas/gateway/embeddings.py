@@ -10,7 +10,7 @@ from litestar import post
 from litestar.params import JSONBody
 
 from atlas.errors import BadRequest, Unsupported
-from atlas.gateway import wire
+from atlas.gateway import text_wire
 from atlas.gateway.exchange import HTTPRequest, exchange_of
 from atlas.gateway.inputs import to_inputs
 from atlas.gateway.models import choose_embedder
@@ -25,9 +25,9 @@ MAX_INPUTS = 2048  # OpenAI's bound
     status_code=200,
     tags=["embeddings"],
     summary="Turn texts into vectors",
-    responses=replies(wire.EmbeddingList),
+    responses=replies(text_wire.EmbeddingList),
 )
-async def embeddings(request: HTTPRequest, data: JSONBody[wire.EmbeddingRequest]) -> wire.EmbeddingList:
+async def embeddings(request: HTTPRequest, data: JSONBody[text_wire.EmbeddingRequest]) -> text_wire.EmbeddingList:
     exchange = exchange_of(request)
     engine = choose_embedder(exchange, data.model)
     inputs = to_inputs(data.input, "input")
@@ -36,10 +36,12 @@ async def embeddings(request: HTTPRequest, data: JSONBody[wire.EmbeddingRequest]
     check_dimensions(data.dimensions, engine.capabilities)
     found = await engine.embed(inputs)
     exchange.count_embedded(found.num_tokens)
-    return wire.EmbeddingList(
-        data=[wire.Embedding(index=i, embedding=encode(vector, data.encoding_format)) for i, vector in enumerate(found.vectors)],
+    return text_wire.EmbeddingList(
+        data=[
+            text_wire.Embedding(index=i, embedding=encode(vector, data.encoding_format)) for i, vector in enumerate(found.vectors)
+        ],
         model=found.model,
-        usage=wire.EmbeddingUsage(prompt_tokens=found.num_tokens, total_tokens=found.num_tokens),
+        usage=text_wire.EmbeddingUsage(prompt_tokens=found.num_tokens, total_tokens=found.num_tokens),
     )
 
 

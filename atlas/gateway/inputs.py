@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from atlas.errors import BadRequest
-from atlas.gateway import wire
+from atlas.gateway import text_wire
 
 Input = str | tuple[int, ...]
 
 
-def to_inputs(given: wire.Inputs, param: str) -> list[Input]:
+def to_inputs(given: text_wire.Inputs, param: str) -> list[Input]:
     """One entry per text or token list, none of them empty.
 
     Raises:

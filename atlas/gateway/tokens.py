@@ -7,7 +7,7 @@ from litestar.params import JSONBody
 
 from atlas.engine import Engine
 from atlas.errors import BadRequest, Unsupported
-from atlas.gateway import wire
+from atlas.gateway import text_wire, wire
 from atlas.gateway.convert import chat_prompt
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of, still_loading
 from atlas.gateway.models import choose_engine
@@ -19,15 +19,15 @@ from atlas.gateway.openapi import replies
     status_code=200,
     tags=["tokens"],
     summary="Text to token ids",
-    responses=replies(wire.TokenizeReply),
+    responses=replies(text_wire.TokenizeReply),
 )
-async def tokenize(request: HTTPRequest, data: JSONBody[wire.TokenizeRequest]) -> wire.TokenizeReply:
+async def tokenize(request: HTTPRequest, data: JSONBody[text_wire.TokenizeRequest]) -> text_wire.TokenizeReply:
     engine = _tokenizer(exchange_of(request), data.model)
     text = data.content if data.content is not None else data.prompt
     if text is None:
         raise BadRequest("content: missing; send the text to cut", param="content")
     tokens = await engine.tokenize(text, special=data.parse_special)
-    return wire.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=engine.capabilities.context_tokens)
+    return text_wire.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=engine.capabilities.context_tokens)
 
 
 @post(
@@ -35,12 +35,12 @@ async def tokenize(request: HTTPRequest, data: JSONBody[wire.TokenizeRequest]) -
     status_code=200,
     tags=["tokens"],
     summary="Token ids to text",
-    responses=replies(wire.DetokenizeReply),
+    responses=replies(text_wire.DetokenizeReply),
 )
-async def detokenize(request: HTTPRequest, data: JSONBody[wire.DetokenizeRequest]) -> wire.DetokenizeReply:
+async def detokenize(request: HTTPRequest, data: JSONBody[text_wire.DetokenizeRequest]) -> text_wire.DetokenizeReply:
     engine = _tokenizer(exchange_of(request), data.model)
     text = await engine.detokenize(data.tokens)
-    return wire.DetokenizeReply(content=text, prompt=text)
+    return text_wire.DetokenizeReply(content=text, prompt=text)
 
 
 @post(
@@ -48,13 +48,13 @@ async def detokenize(request: HTTPRequest, data: JSONBody[wire.DetokenizeRequest
     status_code=200,
     tags=["tokens"],
     summary="Count a conversation's tokens",
-    responses=replies(wire.InputTokens),
+    responses=replies(text_wire.InputTokens),
 )
-async def chat_input_tokens(request: HTTPRequest, data: JSONBody[wire.ChatCompletionRequest]) -> wire.InputTokens:
+async def chat_input_tokens(request: HTTPRequest, data: JSONBody[wire.ChatCompletionRequest]) -> text_wire.InputTokens:
     exchange = exchange_of(request)
     engine = choose_engine(exchange, data.model)
     prompt = chat_prompt(data, engine.capabilities, owner=exchange.owner)
-    return wire.InputTokens(input_tokens=await engine.count_tokens(prompt))
+    return text_wire.InputTokens(input_tokens=await engine.count_tokens(prompt))
 
 
 def _tokenizer(exchange: Exchange, model: str | None) -> Engine:

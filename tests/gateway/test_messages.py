@@ -211,6 +211,15 @@ def test_sampling_and_stop_reach_the_engine_and_max_tokens_is_told(scripted: Scr
     assert prompt.stop == ("x",)
 
 
+def test_a_stop_sequence_is_named(scripted: Scripted) -> None:
+    server = scripted(["one two three four"])
+    reply = post(server, stop_sequences=["never", " three"]).json()
+    assert (reply["stop_reason"], reply["stop_sequence"]) == ("stop_sequence", " three")
+    assert reply["content"][0]["text"] == "one two"
+    delta = events_of(server, stop_sequences=["never", " three"])[-2]["delta"]
+    assert delta == {"stop_reason": "stop_sequence", "stop_sequence": " three"}
+
+
 def test_tokens_are_counted_without_generating(client: Anthropic, server: Running) -> None:
     before = len(server.engine.prompts)
     counted = client.messages.count_tokens(model=MODEL, messages=[{"role": "user", "content": "hi"}])

@@ -1,0 +1,108 @@
+"""OpenAI's words for plain completions and embeddings, and llama-server's and vLLM's for tokens; chat's are in `wire`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, UnsetType
+
+from atlas.gateway.wire import Count, SamplingFields, Usage, Wire
+
+PlainFinishReason = Literal["stop", "length"]
+Inputs = str | Annotated[list[str | int | Annotated[list[int], Meta(max_length=1_000_000)]], Meta(min_length=1)]
+
+
+class CompletionRequest(SamplingFields, kw_only=True):
+    """`suffix` makes the prompt a fill-in-the-middle one."""
+
+    prompt: Inputs
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+
+class CompletionLogprobs(Wire):
+    """Four parallel lists, one entry per token; `text_offset` counts characters from the start of `text`."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(Wire):
+    index: int
+    text: str
+    finish_reason: PlainFinishReason | None = None
+    logprobs: CompletionLogprobs | None = None
+
+
+class Completion(Wire):
+    """A whole answer, or one event of a stream."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    system_fingerprint: str
+    usage: Usage | UnsetType | None = UNSET
+    object: Literal["text_completion"] = "text_completion"
+
+
+class EmbeddingRequest(Wire):
+    model: str
+    input: Inputs
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Count | None = None
+
+
+class Embedding(Wire):
+    """`embedding` is a list of floats, or base64 of little-endian float32."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(Wire):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Wire):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
+class TokenizeRequest(Wire):
+    """llama-server says `content`, vLLM `prompt`; `parse_special` reads control tokens such as <|im_end|> out of the text."""
+
+    content: str | None = None
+    prompt: str | None = None
+    model: str | None = None
+    parse_special: bool = True
+
+
+class TokenizeReply(Wire):
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class DetokenizeRequest(Wire):
+    tokens: list[int]
+    model: str | None = None
+
+
+class DetokenizeReply(Wire):
+    """The text under both names: llama-server's and vLLM's."""
+
+    content: str
+    prompt: str
+
+
+class InputTokens(Wire):
+    input_tokens: int
+    object: Literal["response.input_tokens"] = "response.input_tokens"
