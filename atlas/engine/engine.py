@@ -17,7 +17,7 @@ import numpy as np
 
 from atlas.engine.chat_format import ChatFormat
 from atlas.engine.core import Cancel, Core
-from atlas.engine.embedder import Embedder, ModelEmbedder
+from atlas.engine.embedder import Embedder, open_embedder
 from atlas.engine.grammar import Grammars, Matcher
 from atlas.engine.group import Group
 from atlas.engine.runner import Model, Runner
@@ -35,11 +35,12 @@ BATCH_TOKENS = 512  # rows of one decode; llama.cpp's default physical batch
 T = TypeVar("T")
 
 
-async def load_llama(path: Path, *, model_id: str, settings: EngineSettings, embedder: Embedder | None) -> LlamaEngine:
+async def load_llama(path: Path, *, model_id: str, settings: EngineSettings) -> LlamaEngine:
     """See `load_engine`."""
     loop = asyncio.get_running_loop()
     model, runner = await loop.run_in_executor(None, _load, path, settings)
-    return LlamaEngine(model, runner, model_id=model_id, settings=settings, embedder=embedder or ModelEmbedder(model), loop=loop)
+    embedder = open_embedder(settings.embedder, model, is_offline=settings.offline)
+    return LlamaEngine(model, runner, model_id=model_id, settings=settings, embedder=embedder, loop=loop)
 
 
 def _load(path: Path, settings: EngineSettings) -> tuple[Model, Runner]:
@@ -63,7 +64,7 @@ class LlamaEngine:
         *,
         model_id: str,
         settings: EngineSettings,
-        embedder: Embedder,
+        embedder: Embedder | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._model, self._runner, self._settings, self._embedder = model, runner, settings, embedder
@@ -100,6 +101,8 @@ class LlamaEngine:
         return job.group
 
     async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
+        if self._embedder is None:
+            raise Unsupported("this server runs without an embedding model (engine.embedder = 'off')", param="model")
         return await self._embedder.embed(inputs)
 
     async def count_tokens(self, prompt: Prompt) -> int:
@@ -118,7 +121,8 @@ class LlamaEngine:
         self._is_closed = True
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._core.stop)
-        await self._embedder.close()
+        if self._embedder is not None:
+            await self._embedder.close()
         self._pool.shutdown(cancel_futures=True)
         if "_built_grammars" in vars(self):
             self._built_grammars.close()
@@ -249,8 +253,8 @@ class LlamaEngine:
             thinking=self._format.supports_thinking,
             fill_in_middle=min(self._vocab.fim) >= 0,
             tokenize=True,
-            embeddings=self._embedder.name,
-            embedding_width=self._embedder.width,
+            embeddings=self._embedder.name if self._embedder else None,
+            embedding_width=self._embedder.width if self._embedder else 0,
         )
 
     async def _in_pool(self, work: Callable[[], T]) -> T:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from atlas.engine import Engine, load_engine
-from atlas.errors import BadRequest, ContextLengthExceeded, EngineOverloaded, EngineUnavailable, ModelFileError
+from atlas.errors import BadRequest, ContextLengthExceeded, EngineOverloaded, EngineUnavailable, ModelFileError, Unsupported
 from atlas.settings import EngineSettings
 from atlas.types import Generation, Message, Prompt, Sampling
 from tests import ggufs
@@ -25,8 +25,9 @@ RECOMPUTED_GAP = (
 
 
 @asynccontextmanager
-async def running(path: Path, **settings: int) -> AsyncIterator[Engine]:
-    engine = await load_engine(path, model_id="tiny", settings=EngineSettings(threads=1, **{"context_tokens": 4096, **settings}))  # type: ignore[arg-type]
+async def running(path: Path, **settings: int | str) -> AsyncIterator[Engine]:
+    chosen = EngineSettings(**{"threads": 1, "context_tokens": 4096, "embedder": "model", **settings})  # type: ignore[arg-type]
+    engine = await load_engine(path, model_id="tiny", settings=chosen)
     try:
         yield engine
     finally:
@@ -312,6 +313,26 @@ async def test_embeddings_while_decoding() -> None:
         assert not group.is_done
         group.cancel()
         await group.all()
+
+
+async def test_minilm_embeds_by_meaning() -> None:
+    """In its own process, with real weights; two sentences that mean the same are closer than two that do not."""
+    async with running(ggufs.tiny_random(), embedder="minilm") as engine:
+        texts = ["How do I sort a list?", "Putting the items of an array in order", "The weather is nice today"]
+        sort, order, weather = (np.array(vector) for vector in (await engine.embed(texts)).vectors)
+        assert engine.capabilities.embedding_width == len(sort) == 384
+        assert sort @ order > sort @ weather + 0.2
+        with pytest.raises(ContextLengthExceeded, match="256"):
+            await engine.embed(["word " * 600])
+        with pytest.raises(BadRequest, match="send text"):
+            await engine.embed([(1, 2)])
+
+
+async def test_embeddings_can_be_off() -> None:
+    async with running(ggufs.tiny_random(), embedder="off") as engine:
+        assert engine.capabilities.embeddings is None
+        with pytest.raises(Unsupported, match="off"):
+            await engine.embed(["x"])
 
 
 async def test_a_damaged_file_is_named(tmp_path: Path) -> None:
