@@ -26,19 +26,20 @@ def check_prompt(prompt: Prompt, can: Capabilities) -> None:
 
 
 def check_length(prompt_tokens: int, prompt: Prompt, context_tokens: int) -> int:
-    """Tokens each candidate may generate at most: `max_tokens`, or the rest of the context.
+    """Tokens each candidate may generate at most: `max_tokens`, but no more than the rest of the context.
+
+    Clients send a `max_tokens` for the largest model they know; refusing it would help nobody.
 
     Raises:
-        ContextLengthExceeded: the prompt, or the prompt plus `max_tokens`, does not fit.
+        ContextLengthExceeded: the prompt leaves no room for an answer.
     """
-    wanted = prompt.max_tokens if prompt.max_tokens is not None else 1
-    if prompt_tokens + wanted <= context_tokens:
-        return wanted if prompt.max_tokens is not None else context_tokens - prompt_tokens
-    asked = f" and max_tokens is {prompt.max_tokens}" if prompt.max_tokens is not None else ""
-    raise ContextLengthExceeded(
-        f"this model's maximum context length is {context_tokens} tokens; the prompt has {prompt_tokens}{asked}: shorten either",
-        param="messages" if prompt.messages else "prompt",
-    )
+    room = context_tokens - prompt_tokens
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"this model's maximum context length is {context_tokens} tokens; the prompt has {prompt_tokens}: shorten it",
+            param="messages" if prompt.messages else "prompt",
+        )
+    return room if prompt.max_tokens is None else min(room, prompt.max_tokens)
 
 
 def _check_source(prompt: Prompt) -> None:
