@@ -163,7 +163,7 @@ def to_sampling(request: wire.SamplingFields) -> Sampling:
         seed=request.seed,
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
-        repetition_penalty=request.repetition_penalty or 1.0,
+        repetition_penalty=request.repetition_penalty or request.repeat_penalty or 1.0,
         logit_bias=_logit_bias(request.logit_bias or {}),
     )
 

@@ -57,26 +57,32 @@ class HostNotAllowed(BadRequest):
     code = "host_not_allowed"
 
 
-def to_atlas_error(error: Exception, *, method: str, path: str) -> AtlasError:
+def to_atlas_error(error: Exception, exchange: Exchange) -> AtlasError:
     """The error as one of ours; what nobody foresaw becomes `EngineFailed` without its text."""
     match error:
         case AtlasError():
             return error
+        case HTTPException(status_code=status) if status < 500:
+            return _protocol_error(error, exchange)
+        case RecursionError() if not exchange.model:  # still in the body's decoder
+            return BadRequest("the body is nested too deeply")
+        case UnicodeDecodeError() if not exchange.model:  # msgspec's, for a string; its other faults are ValidationExceptions
+            return BadRequest("the body is not UTF-8")
+    return EngineFailed("the server failed while answering; its log has the reason under this request id")
+
+
+def _protocol_error(error: HTTPException, exchange: Exchange) -> AtlasError:
+    """What the framework found wrong before a handler ran."""
+    match error:
         case ValidationException():
             return _validation(error)
         case NotFoundException():
-            return NotFound(f"no route {method} {path}; /openapi.json lists them all")
+            return NotFound(f"no route {exchange.method} {exchange.path[:200]}; /openapi.json lists them all")
         case MethodNotAllowedException():
-            return MethodNotAllowed(f"{path} does not take {method}")
+            return MethodNotAllowed(f"{exchange.path} does not take {exchange.method}")
         case HTTPException(status_code=413):
             return PayloadTooLarge("the body is larger than server.body_limit_bytes allows")
-        case HTTPException(status_code=status) if status < 500:
-            return BadRequest(error.detail)
-        case RecursionError():
-            return BadRequest("the body is nested too deeply")
-        case UnicodeDecodeError():  # msgspec's, for a string; its other faults are ValidationExceptions
-            return BadRequest("the body is not UTF-8")
-    return EngineFailed("the server failed while answering; its log has the reason under this request id")
+    return BadRequest(error.detail)
 
 
 def openai_reply(error: AtlasError) -> ErrorReply:
@@ -105,7 +111,7 @@ def error_headers(error: AtlasError) -> dict[str, str]:
 
 def note_error(exchange: Exchange, error: Exception) -> AtlasError:
     """The error as one of ours, noted in the exchange; one that nobody foresaw goes to the log with its traceback."""
-    known = to_atlas_error(error, method=exchange.method, path=exchange.path)
+    known = to_atlas_error(error, exchange)
     exchange.refuse(known)
     if known.status >= 500 and not isinstance(error, AtlasError):
         log.error("request.crashed", exc_info=error)

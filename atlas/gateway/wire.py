@@ -119,6 +119,14 @@ class Refused(Wire):
     grammar: NotSupported = None
     json_schema: NotSupported = None
     ignore_eos: NotSupported = None
+    stop_token_ids: NotSupported = None
+    include_stop_str_in_output: NotSupported = None
+    allowed_token_ids: NotSupported = None
+    bad_words: NotSupported = None
+    truncate_prompt_tokens: NotSupported = None
+    mirostat: NotSupported = None
+    dry_multiplier: NotSupported = None
+    xtc_probability: NotSupported = None
     min_tokens: NotSupported = None
     lora: NotSupported = None
     prompt_embeds: NotSupported = None
@@ -140,6 +148,7 @@ class SamplingFields(Refused, kw_only=True):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0)] | None = None  # llama.cpp's name of the same
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     max_tokens: Count | None = None
     best_of: int | None = None
@@ -163,6 +172,7 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     audio: NotSupported = None
     web_search_options: NotSupported = None
     continue_final_message: NotSupported = None
+    echo: NotSupported = None
     documents: NotSupported = None
 
 

@@ -102,7 +102,7 @@ def test_logprobs_are_parallel_lists_and_offsets_count_characters(server: Runnin
         ({"echo": True, "logprobs": 1}, "echo"),
         ({"best_of": 2}, "best_of"),
         ({"logprobs": 21}, "logprobs"),
-        ({"max_tokens": 5000}, "prompt"),
+        ({"prompt": "x" * 5000}, "prompt"),
     ],
 )
 def test_wrong_values_are_named_in_the_error(server: Running, body: dict[str, object], param: str) -> None:

@@ -52,6 +52,7 @@ MALFORMED = [
     b'{"model": "\x00"}',
     b"\xff\xfe{\x00}\x00",
     b"\xef\xbb\xbf{}",
+    b'{"model": "\xff\xfe"}',
     b'{"model": 1, "messages": 2, "prompt": 3, "input": 4, "tokens": 5, "content": 6}',
     b'{"a":' * 20_000,
     b"[" * 100_000,
