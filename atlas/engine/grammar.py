@@ -82,7 +82,10 @@ class Grammars:
         self._builder.shutdown()
 
     def _build(self, grammar: str) -> LLMatcher:
-        matcher = self._deep(lambda: LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits))
+        try:
+            matcher = self._deep(lambda: LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits))
+        except ValueError as error:
+            raise _error(str(error), what="schema", param="response_format") from error
         if matcher.is_error():
             raise _error(matcher.get_error(), what="schema", param="response_format")
         with self._lock:
@@ -92,12 +95,19 @@ class Grammars:
         return matcher.deep_copy()
 
     def _deep(self, work: Callable[[], T]) -> T:
-        """Run on the thread with the deep stack; the size holds for threads started meanwhile, which does no harm."""
+        """Run on the thread with the deep stack; the size holds for threads started meanwhile, which does no harm.
+
+        Raises:
+            ValueError: llguidance panicked. (1.9.1 does, when it quotes a bad schema and cuts it inside a character.)
+        """
         old = threading.stack_size(_stack_bytes)
         try:
             future = self._builder.submit(work)
         finally:
             threading.stack_size(old)
+        panic = future.exception()
+        if type(panic).__module__ == "pyo3_runtime":  # a BaseException that has no name to import
+            raise ValueError("the grammar compiler cannot make sense of it") from panic
         return future.result()
 
     def _tag(self, text: str) -> str:
@@ -163,7 +173,7 @@ class Grammars:
 
         try:
             return self._deep(validate)
-        except ValueError as error:  # JSON to Python, but not to Rust: half of a surrogate pair
+        except ValueError as error:  # a panic, or what is JSON to Python but not to Rust: half of a surrogate pair
             return str(error)
 
 
@@ -207,7 +217,7 @@ class Matcher:
 
 def _lark(start: str, *, answer: str | None = None, call: str | None = None, text: bool = False) -> str:
     """After a think block models write a blank line; hence NEWLINES, which the parser trims."""
-    lines = ["%llguidance {}", f"start: {start}"]
+    lines = ['%llguidance {"no_forcing": true}', f"start: {start}"]
     if "NEWLINES" in start:
         lines.append("NEWLINES: /\\n{0,2}/")
     if text:

@@ -291,6 +291,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "deep constant": {"const": nested(3000, lambda v: [v])},
     "strange keys": {"type": "object", "properties": {"\x00\U0001f600": {"const": "\ud800"}}},
     "not even close": {"properties": 3, "items": "x", "anyOf": {}, "$defs": None},
+    "a quote that is cut inside a character": {"required": "x" * 94 + "\u00f8" * 4},
     "patterned keys": {"type": "object", "patternProperties": {f".*a.{{{i}}}": {"type": "integer"} for i in range(100)}},
 }
 PATTERNS = [
