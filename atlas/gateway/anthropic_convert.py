@@ -17,8 +17,18 @@ from atlas.types import Capabilities, Message, Prompt, Sampling, Tool, ToolCall
 BILLING_HEADER = "x-anthropic-billing-header:"
 
 
-def messages_prompt(request: wire.CountTokensRequest, capabilities: Capabilities, *, owner: str) -> Prompt:
-    """The prompt a request asks for; without sampling and bounds if it only counts.
+def messages_prompt(request: wire.MessagesRequest, capabilities: Capabilities, *, owner: str) -> Prompt:
+    """The prompt a request asks for. Raises as `counted_prompt`."""
+    return msgspec.structs.replace(
+        counted_prompt(request, capabilities, owner=owner),
+        sampling=(Sampling(temperature=request.temperature, top_p=request.top_p, top_k=_top_k(request.top_k)),),
+        stop=tuple(text for text in request.stop_sequences or () if text),
+        max_tokens=request.max_tokens,
+    )
+
+
+def counted_prompt(request: wire.CountTokensRequest, capabilities: Capabilities, *, owner: str) -> Prompt:
+    """The part of the prompt that decides how long it is.
 
     Raises:
         BadRequest: fields contradict each other.
@@ -28,25 +38,18 @@ def messages_prompt(request: wire.CountTokensRequest, capabilities: Capabilities
     messages = to_messages(request)
     if messages[-1].role == "assistant":
         raise Unsupported("messages: this server cannot continue an assistant message; end with a user message", param="messages")
-    tools = tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ()))
     thinking, budget = to_thinking(request.thinking, capabilities)
     choice = request.tool_choice
-    bounds: dict[str, Any] = {}
-    if isinstance(request, wire.MessagesRequest):
-        sampling = Sampling(temperature=request.temperature, top_p=request.top_p, top_k=_top_k(request.top_k))
-        stop = tuple(text for text in request.stop_sequences or () if text)
-        bounds = {"sampling": (sampling,), "stop": stop, "max_tokens": request.max_tokens}
     return Prompt(
         model=capabilities.model,
         messages=messages,
-        tools=tools,
+        tools=tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools or ())),
         tool_choice=to_tool_choice(choice),
         parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
         json_schema=_schema(request.output_config, capabilities),
         thinking=thinking,
         thinking_budget_tokens=budget,
         owner=owner,
-        **bounds,
     )
 
 

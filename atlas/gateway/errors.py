@@ -15,7 +15,7 @@ from litestar.exceptions import (
     ValidationException,
 )
 
-from atlas.errors import AtlasError, BadRequest, EngineFailed, NotFound, PayloadTooLarge
+from atlas.errors import AtlasError, BadRequest, ContextLengthExceeded, EngineFailed, NotFound, PayloadTooLarge
 from atlas.gateway.anthropic_wire import AnthropicError, AnthropicErrorReply
 from atlas.gateway.exchange import Exchange, exchange_of
 from atlas.gateway.sse import event
@@ -91,7 +91,9 @@ def openai_reply(error: AtlasError) -> ErrorReply:
 
 def anthropic_reply(error: AtlasError, request_id: str) -> AnthropicErrorReply:
     kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    return AnthropicErrorReply(error=AnthropicError(type=kind, message=error.message), request_id=request_id)
+    # Claude Code shortens its conversation when it reads these words.
+    prefix = "prompt is too long: " if isinstance(error, ContextLengthExceeded) else ""
+    return AnthropicErrorReply(error=AnthropicError(type=kind, message=prefix + error.message), request_id=request_id)
 
 
 def error_event(error: AtlasError) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from secrets import token_hex
 from typing import Any
 
@@ -15,7 +15,7 @@ from atlas.engine import Engine, Group
 from atlas.errors import AtlasError
 from atlas.gateway import anthropic_wire as wire
 from atlas.gateway.answer import aborted, finished, guarded
-from atlas.gateway.anthropic_convert import messages_prompt
+from atlas.gateway.anthropic_convert import counted_prompt, messages_prompt
 from atlas.gateway.errors import anthropic_reply
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.models import choose_engine
@@ -52,7 +52,7 @@ async def messages(request: HTTPRequest, data: JSONBody[wire.MessagesRequest]) -
 async def count_tokens(request: HTTPRequest, data: JSONBody[wire.CountTokensRequest]) -> wire.InputTokenCount:
     exchange = exchange_of(request)
     engine = choose_mapped(exchange, data.model)
-    prompt = messages_prompt(data, engine.capabilities, owner=exchange.owner)
+    prompt = counted_prompt(data, engine.capabilities, owner=exchange.owner)
     return wire.InputTokenCount(input_tokens=await engine.count_tokens(prompt))
 
 
@@ -180,7 +180,7 @@ def _named(part: wire.StreamEvent) -> bytes:
     return event(part, name=part.type)
 
 
-def _error_event(exchange: Exchange) -> Any:
+def _error_event(exchange: Exchange) -> Callable[[AtlasError], bytes]:
     def render(error: AtlasError) -> bytes:
         return _named(anthropic_reply(error, exchange.request_id))
 

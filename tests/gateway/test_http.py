@@ -215,6 +215,16 @@ def test_a_drain_refuses_new_requests_and_ends_open_answers(scripted: Scripted) 
         assert http.get("/livez").status_code == 200
 
 
+def test_a_drain_ends_an_answer_that_is_not_streamed_with_503(scripted: Scripted) -> None:
+    server = scripted(["word " * 500], delay_s=0.05, server=ServerSettings(drain_timeout_s=0.2))
+    server.loop.call_soon_threadsafe(server.loop.call_later, 0.3, server.deps.draining.set)
+    with server.http() as http:
+        reply = http.post("/v1/chat/completions", json=CHAT)
+    assert reply.status_code == 503
+    assert "shutting down" in reply.json()["error"]["message"]
+    assert int(reply.headers["retry-after"]) >= 1
+
+
 def test_an_answer_that_ends_in_time_is_not_cut_by_a_drain(scripted: Scripted) -> None:
     server = scripted(["word " * 5], delay_s=0.05, server=ServerSettings(drain_timeout_s=5))
     with server.http() as http, http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as reply:

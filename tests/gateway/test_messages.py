@@ -275,6 +275,13 @@ def test_what_cannot_be_honoured_is_named(server: Running, body: dict[str, objec
     assert word in reply.json()["error"]["message"]
 
 
+def test_a_prompt_that_does_not_fit_is_told_in_the_words_clients_look_for(server: Running) -> None:
+    reply = post(server, messages=[{"role": "user", "content": "x" * 5000}])
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"].startswith("prompt is too long")
+    assert "4096" in reply.json()["error"]["message"]
+
+
 def test_a_quiet_stream_is_kept_alive_by_ping_events(scripted: Scripted) -> None:
     server = scripted(delay_s=0.3, server=quick_pings())
     assert [event["type"] for event in events_of(server)].count("ping") > 2
