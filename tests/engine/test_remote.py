@@ -313,6 +313,25 @@ async def test_a_deadline_before_the_peer_accepts_aborts() -> None:
         await engine.close()
 
 
+async def test_giving_up_while_the_peer_still_thinks_closes_the_connection() -> None:
+    hung_up = asyncio.Event()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        hung_up.set()
+        writer.close()
+
+    async with await asyncio.start_server(mute, "127.0.0.1", 0) as server:
+        engine = RemoteEngine(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", model="m")
+        submitting = asyncio.create_task(engine.submit(ask()))
+        await asyncio.sleep(0.1)
+        submitting.cancel()
+        await asyncio.wait_for(hung_up.wait(), 2)
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+        await engine.close()
+
+
 async def test_closing_aborts_what_runs() -> None:
     async with running(chat__completions=(200, SLOW)) as peer:
         engine = RemoteEngine(peer.url, model="m")
