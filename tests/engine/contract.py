@@ -33,11 +33,9 @@ CHECK = Tool(
     },
 )  # fmt: skip
 SCHEMA = {
-    "type": "object",
-    "properties": {"flag": {"type": "boolean"}, "kind": {"enum": ["a", "b"]}},
-    "required": ["flag", "kind"],
+    "type": "object", "properties": {"flag": {"type": "boolean"}, "kind": {"enum": ["a", "b"]}}, "required": ["flag", "kind"],
     "additionalProperties": False,
-}
+}  # fmt: skip
 
 
 def check(needs: Needs = lambda _can: True) -> Callable[[Check], Check]:
