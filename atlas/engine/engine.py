@@ -24,8 +24,8 @@ from atlas.engine.runner import Model, Runner
 from atlas.engine.sampler import Recommended
 from atlas.engine.sequence import Job
 from atlas.engine.sizing import context_cells, physical_cores
-from atlas.engine.validate import check_prompt
-from atlas.errors import BadRequest, ContextLengthExceeded, EngineOverloaded, EngineUnavailable, Unsupported
+from atlas.engine.validate import check_length, check_prompt
+from atlas.errors import BadRequest, EngineOverloaded, EngineUnavailable, Unsupported
 from atlas.settings import EngineSettings
 from atlas.types import Capabilities, Embeddings, EngineStats, Prompt
 
@@ -160,17 +160,13 @@ class LlamaEngine:
 
     def _job(self, prompt: Prompt) -> Job:
         tokens, in_reasoning = self._prompt_tokens(prompt)
-        room = self._context_tokens - len(tokens)
-        if room < 1:
-            raise ContextLengthExceeded(
-                f"this model's context is {self._context_tokens} tokens; the prompt has {len(tokens)}", param="messages"
-            )
+        room = check_length(len(tokens), prompt, self._context_tokens)
         group = _CountedGroup(prompt.n, prompt_tokens=len(tokens), cancel=lambda _: None, done=lambda: self._release(prompt.n))
         can_reason = bool(prompt.messages) and self._format.supports_thinking
         job = Job(
             prompt=prompt,
             tokens=np.array(tokens, np.int32),
-            max_tokens=min(room, prompt.max_tokens or self._settings.max_tokens),
+            max_tokens=room if prompt.max_tokens is not None else min(room, self._settings.max_tokens),
             group=group,
             recommended=self._recommended,
             matchers=self._matchers(prompt),
