@@ -60,7 +60,7 @@ class BadRequest(AtlasError):
 
 
 class ContextLengthExceeded(BadRequest):
-    """The prompt, or prompt plus `max_tokens`, does not fit the model's context."""
+    """The prompt leaves no room for an answer in the model's context."""
 
     code = "context_length_exceeded"
 

@@ -69,7 +69,12 @@ class LlamaEngine:
     ) -> None:
         self._model, self._runner, self._settings, self._embedder = model, runner, settings, embedder
         self._vocab = model.vocab
-        self._format = ChatFormat(model.chat_template, bos=self._text_of(model.vocab.bos), eos=self._text_of(model.vocab.eos))
+        self._format = ChatFormat(
+            model.chat_template,
+            bos=self._text_of(model.vocab.bos),
+            eos=self._text_of(model.vocab.eos),
+            control=model.vocab.control_texts(),
+        )
         self._recommended = recommended_sampling(model)
         self._context_tokens = min(runner.context_tokens, model.train_context_tokens)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="prompt")

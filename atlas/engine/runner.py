@@ -36,6 +36,7 @@ for _name, _result, _arguments in (
         [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p] + [ctypes.c_int32] * 2 + [ctypes.c_bool],
     ),
     ("llama_vocab_is_eog", ctypes.c_bool, [ctypes.c_void_p, ctypes.c_int32]),
+    ("llama_vocab_is_control", ctypes.c_bool, [ctypes.c_void_p, ctypes.c_int32]),
     ("llama_sampler_apply", None, [ctypes.c_void_p, ctypes.c_void_p]),
     ("llama_memory_seq_cp", None, [ctypes.c_void_p] + [ctypes.c_int32] * 4),
     ("llama_memory_seq_rm", ctypes.c_bool, [ctypes.c_void_p] + [ctypes.c_int32] * 3),
@@ -102,6 +103,11 @@ class Vocab:
     def token(self, text: str) -> int | None:
         """Id of a special token written out, None if the vocabulary has no such single token."""
         return self._only(text)
+
+    def control_texts(self) -> list[str]:
+        """How every control token is spelled."""
+        control = (token for token in range(self.size) if _fast.llama_vocab_is_control(self._vocab, token))
+        return [self.raw_piece(token, special=True).decode("utf-8", "replace") for token in control]
 
     def grammar_tokenizer(self) -> Any:
         """An `llguidance.LLTokenizer` over this vocabulary; about 1 s for 150,000 tokens, so build it once."""

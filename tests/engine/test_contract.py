@@ -35,7 +35,7 @@ def scripted() -> AbstractAsyncContextManager[Engine]:
 
 @asynccontextmanager
 async def in_process() -> AsyncIterator[Engine]:
-    settings = EngineSettings(context_tokens=4096, threads=1, max_sequences=16)
+    settings = EngineSettings(context_tokens=4096, threads=1, max_sequences=16, embedder="model")
     async with closing(await load_engine(ggufs.tiny_random(), model_id=MODEL, settings=settings)) as engine:
         yield engine
 
