@@ -72,7 +72,10 @@ class ChatAnswer:
             delta = item[1]
             if delta.finish_reason == "abort":
                 raise aborted(self.exchange)
-            yield event(self._chunk([self._choice(delta)]))
+            if delta.index not in self._begun:
+                self._begun.add(delta.index)
+                yield event(self._chunk([role_first(delta.index)]))
+            yield event(self._chunk([to_chunk_choice(delta)]))
         if self.with_usage:
             yield event(self._chunk([], usage=to_usage([self.group])))
 
@@ -86,23 +89,24 @@ class ChatAnswer:
             usage=usage if self.with_usage else UNSET,
         )
 
-    def _choice(self, delta: Delta) -> wire.ChunkChoice:
-        message = wire.MessageDelta()
-        if delta.index not in self._begun:
-            self._begun.add(delta.index)
-            message.role, message.content = "assistant", ""
-        if delta.text:
-            message.content = delta.text
-        if delta.reasoning:
-            message.reasoning_content = delta.reasoning
-        if delta.tool_calls:
-            message.tool_calls = [to_call_delta(call) for call in delta.tool_calls]
-        return wire.ChunkChoice(
-            index=delta.index,
-            delta=message,
-            finish_reason=to_finish_reason(delta.finish_reason) if delta.finish_reason else None,
-            logprobs=to_logprobs(delta.logprobs) if delta.logprobs else None,
-        )
+
+def role_first(index: int) -> wire.ChunkChoice:
+    """OpenAI's streams open each choice with its role alone, and clients rely on it."""
+    return wire.ChunkChoice(index=index, delta=wire.MessageDelta(role="assistant", content=""))
+
+
+def to_chunk_choice(delta: Delta) -> wire.ChunkChoice:
+    message = wire.MessageDelta(
+        content=delta.text or UNSET,
+        reasoning_content=delta.reasoning or UNSET,
+        tool_calls=[to_call_delta(call) for call in delta.tool_calls] or UNSET,
+    )
+    return wire.ChunkChoice(
+        index=delta.index,
+        delta=message,
+        finish_reason=to_finish_reason(delta.finish_reason) if delta.finish_reason else None,
+        logprobs=to_logprobs(delta.logprobs) if delta.logprobs else None,
+    )
 
 
 def to_choice(generation: Generation) -> wire.ChatChoice:

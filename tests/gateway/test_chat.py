@@ -75,7 +75,8 @@ def test_an_answer_has_text_finish_reason_and_usage(client: OpenAI) -> None:
 def test_a_stream_says_the_same_as_a_whole_answer(client: OpenAI) -> None:
     chunks = list(client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hi"}], stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello world!"
-    assert chunks[0].choices[0].delta.role == "assistant"
+    assert (chunks[0].choices[0].delta.role, chunks[0].choices[0].delta.content) == ("assistant", "")
+    assert all(chunk.choices[0].delta.role is None for chunk in chunks[1:])
     assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "stop"
     assert len({chunk.id for chunk in chunks}) == 1
     assert all(chunk.usage is None for chunk in chunks)
