@@ -8,7 +8,7 @@ from atlas import __version__
 from atlas.engine import Group
 from atlas.errors import AtlasError, EngineFailed, EngineUnavailable
 from atlas.gateway import wire
-from atlas.gateway.errors import note_error
+from atlas.gateway.errors import ClientClosed, note_error
 from atlas.gateway.exchange import Exchange, HTTPRequest
 from atlas.gateway.sse import on_disconnect
 from atlas.types import Generation, TokenLogprob
@@ -33,6 +33,8 @@ async def finished(request: HTTPRequest, exchange: Exchange) -> list[list[Genera
 
 def aborted(exchange: Exchange) -> AtlasError:
     """Why an answer of ours ended before its end."""
+    if exchange.outcome == ClientClosed.code:
+        return ClientClosed("the client went away")
     if exchange.is_cut:
         return EngineUnavailable("the server is shutting down and has cut this answer short", retry_after_s=5)
     return EngineFailed("the engine gave this answer up before its end")

@@ -51,6 +51,14 @@ class UnsupportedMediaType(AtlasError):
     type = "invalid_request_error"
 
 
+class ClientClosed(AtlasError):
+    """The client went away before its answer; nobody reads this. nginx's status, so that it does not count as our failure."""
+
+    status = 499
+    code = "disconnected"
+    type = "invalid_request_error"
+
+
 class HostNotAllowed(BadRequest):
     """The Host header names a machine we do not answer for."""
 

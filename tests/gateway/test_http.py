@@ -320,4 +320,5 @@ def test_a_disconnect_is_told_in_the_log(lines: list[Any], scripted: Scripted) -
     server = scripted(["word " * 100], delay_s=0.05)
     with server.http() as http, pytest.raises(httpx.ReadTimeout):
         http.post("/v1/chat/completions", json=CHAT, timeout=0.2)
-    assert answered(lines)["outcome"] == "disconnected"
+    line = answered(lines)
+    assert (line["outcome"], line["status"]) == ("disconnected", 499)
