@@ -73,17 +73,6 @@ class Group:
         generations = [generation async for generation in self.finished()]
         return sorted(generations, key=lambda generation: generation.index)
 
-    async def wait(self, timeout_s: float) -> bool:
-        """Wait until something new can be read; False when nothing came within `timeout_s`."""
-        if self._deltas or self.is_done:
-            return True
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._wait()
-        except TimeoutError:
-            return False
-        return True
-
     # -- the engine's side --
 
     def start(self, cached_tokens: int) -> None:
