@@ -27,7 +27,7 @@ import uvloop
 from litestar.types import ASGIApp
 
 from atlas import control
-from atlas.engine import Engine, ModelRegistry, load_engine
+from atlas.engine import Engine, ModelRegistry, RemoteEngine, load_engine
 from atlas.errors import ModelFileError, OperatorError
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.launch import Failed, Launch, Ready, Report
@@ -204,7 +204,11 @@ async def load(serving: Serving, server: Server, engine_factory: EngineFactory) 
 
 async def make_engine(launch: Launch) -> Engine:
     """The engine the settings ask for."""
-    assert launch.model is not None
+    remote = launch.settings.remote
+    if launch.model is None:
+        return RemoteEngine(
+            remote.url, model=remote.model, api_key=os.environ.get("ATLAS_REMOTE_KEY"), timeout_s=remote.timeout_s
+        )
     return await load_engine(Path(launch.model.path), model_id=launch.model.id, settings=launch.settings.engine)
 
 

@@ -13,8 +13,11 @@ from atlas.errors import AtlasError
 # name -> (where it is, what it does)
 COMMANDS = {
     "serve": ("atlas.cli.serve:serve", "Serve a model to OpenAI and Anthropic clients."),
+    "ask": ("atlas.cli.ask:ask", "Ask the running server one question."),
+    "connect": ("atlas.cli.connect:connect", "Point a coding agent at the running server."),
     "keys": ("atlas.cli.keys:keys", "Create, list and revoke API keys."),
     "models": ("atlas.cli.models:models", "List, download, add and remove models."),
+    "doctor": ("atlas.cli.doctor:doctor", "Check this machine, its settings and its data."),
     "version": ("atlas.cli.version:version", "Print the version."),
 }
 

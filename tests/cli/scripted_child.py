@@ -15,7 +15,9 @@ async def scripted(launch: Launch) -> Engine:
     await asyncio.sleep(float(os.environ.get("SCRIPTED_LOAD_S", "0")))
     if message := os.environ.get("SCRIPTED_FAILURE"):
         raise ModelFileError(message)
-    return ScriptedEngine(["one two three " * 100], delay_s=float(os.environ.get("SCRIPTED_DELAY_S", "0")))
+    return ScriptedEngine(
+        [os.environ.get("SCRIPTED_REPLY", "one two three " * 100)], delay_s=float(os.environ.get("SCRIPTED_DELAY_S", "0"))
+    )
 
 
 main(scripted)

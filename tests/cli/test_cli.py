@@ -11,7 +11,19 @@ from tests.cli.conftest import clean_environment, run_cli
 from tests.engine.file_server import serving
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["serve", "--help"], ["keys", "--help"], ["models", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["version"],
+        ["serve", "--help"],
+        ["keys", "--help"],
+        ["models", "--help"],
+        ["ask", "--help"],
+        ["connect", "--help"],
+        ["doctor", "--help"],
+    ],
+)
 def test_help_imports_neither_torch_nor_litestar_nor_llama_cpp(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom atlas.cli import main\n"
