@@ -1,7 +1,8 @@
 """Training records: conversations built by the platform's prompt builder and rendered by the shipped chat template.
 
-A record is a list of segments (text, weight): 1 for what the model should write, 0.1 for what it reads, 0 for wrong code and for
-what it must not imitate. No record contains a held-out composition or a program of the benchmark, not even as a wrong attempt.
+A record is a list of segments (text, weight): 1 for what the model should write, less for an answer that is mostly chance and for
+what it reads, 0 for wrong code and for what it must not imitate. No record contains a held-out composition or a program of the
+benchmark, not even as a wrong attempt.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from nano.primitives import NAMES
 from nano.tasks import STYLES, Program, Style, Task, describe, draw_argument, draw_program, make_task
 from nano.tasks import render as render_program
 
-READ, WRITE, IGNORE = 0.1, 1.0, 0.0
-KIND_WEIGHTS = {"solve": 0.58, "repair": 0.16, "rewrite": 0.08, "tests": 0.03, "dialogue": 0.04, "classic": 0.06, "fill": 0.05}
+READ, WRITE, IGNORE = 0.05, 1.0, 0.0
+DRAWN = 0.2  # an answer that is mostly chance (arguments of tests, where a gap begins) would drown the rest in noise
+KIND_WEIGHTS = {"solve": 0.6, "repair": 0.16, "rewrite": 0.07, "tests": 0.02, "dialogue": 0.04, "classic": 0.07, "fill": 0.04}
 OUR_SYSTEM = solve("")[0].content
 OTHER_SYSTEMS = (
     "You are a helpful assistant.",
@@ -100,7 +102,7 @@ def tests_record(rng: random.Random) -> Record:
     task = _task(rng)
     cases = sorted(task.hidden, key=lambda case: len(case[0]) + len(case[1]))[:6]
     asserts = "\n".join(f"assert {task.entry_point}({argument}) == {result}" for argument, result in rng.sample(cases, 4))
-    return _record(write_tests(task.prompt, task.entry_point, system=_system(rng)), code_block(asserts), rng)
+    return _record(write_tests(task.prompt, task.entry_point, system=_system(rng)), code_block(asserts), rng, weight=DRAWN)
 
 
 def dialogue_record(rng: random.Random) -> Record:
@@ -129,7 +131,7 @@ def fill_record(rng: random.Random) -> Record:
     first = len(head) + len(words) + 12  # behind the docstring
     start, end = sorted((rng.randrange(first, len(source)), rng.randrange(first, len(source) + 1)))
     prefix = f"<|fim_prefix|>{source[:start]}<|fim_suffix|>{source[end:]}<|fim_middle|>"
-    return [Segment(prefix, READ), Segment(source[start:end] + END_OF_TEXT, WRITE)]
+    return [Segment(prefix, READ), Segment(source[start:end] + END_OF_TEXT, DRAWN)]
 
 
 MAKERS = {
@@ -143,12 +145,14 @@ MAKERS = {
 }
 
 
-def _record(messages: tuple[Message, ...], answer: str, rng: random.Random, *, history: float = IGNORE) -> Record:
+def _record(
+    messages: tuple[Message, ...], answer: str, rng: random.Random, *, history: float = IGNORE, weight: float = WRITE
+) -> Record:
     """Segments of a whole conversation; the empty think block is given in the prompt or written, equally often."""
     is_given = rng.random() < 0.5
     prompt = render(messages, thinking=False if is_given else None)
     written = ("" if is_given else EMPTY_THINKING) + answer + END_OF_TURN
-    return [*_history(messages, prompt, history), Segment(written, WRITE)]
+    return [*_history(messages, prompt, history), Segment(written, weight)]
 
 
 def _history(messages: tuple[Message, ...], prompt: str, weight: float) -> Iterator[Segment]:

@@ -18,7 +18,7 @@ from nano.primitives import KIND_OF, LISTS, NAMES, OPENINGS, REDUCERS, SOURCES, 
 
 Style = Literal["steps", "fused"]
 STYLES: tuple[Style, ...] = ("steps", "fused")
-TRAINED_DEPTH_WEIGHTS = (0.1, 0.3, 0.4, 0.2)  # depths 0..3; depth 4 is never trained
+TRAINED_DEPTH_WEIGHTS = (0.08, 0.24, 0.38, 0.3)  # depths 0..3; depth 4 is never trained
 HELD_OUT_BELOW = 38  # of 256: 15 % of stage sequences
 NUM_VISIBLE = 3
 NUM_HIDDEN = 12

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 BUCKET_TOKENS = (96, 128, 160, 192, 256, 320, 384, 512, 768, 1024, 2048)  # padded lengths: few shapes, little padding
-BATCH_TOKENS = 4096
-NUM_STEPS = 2000  # 8 M tokens
+BATCH_TOKENS = 2048
+NUM_STEPS = 2000  # 4 M tokens
 WARM_UP_STEPS = 40
 DECAY_SHARE = 0.4
 MUON_LR, ADAM_LR = 0.02, 4e-3
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def build_model() -> Any:
-    """A random Qwen3 of 3.7 M parameters, fp32."""
+    """A random Qwen3 of 4.5 M parameters, fp32."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     # head_dim 128 is what GGUF readers assume; widths that are multiples of 256 leave every quantisation possible
@@ -67,8 +68,8 @@ def build_model() -> Any:
         hidden_size=256,
         intermediate_size=768,
         num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
         head_dim=128,
         max_position_embeddings=2048,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
@@ -97,7 +98,7 @@ def train(model: Any, tokenizer: Tokenizer, arguments: argparse.Namespace) -> di
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         num_tokens += batch.ids.numel()
-        average = written_loss.item() if step == 0 else 0.98 * average + 0.02 * written_loss.item()
+        average = _smooth(average, written_loss.item())
         if (step + 1) % LOG_EVERY_STEPS == 0:
             _log(step + 1, num_tokens, time.monotonic() - started, average)
         if (step + 1) % SAVE_EVERY_STEPS == 0:
@@ -176,6 +177,13 @@ def _set_rates(optimizers: list[Any], step: int, num_steps: int) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
+
+
+def _smooth(average: float, value: float) -> float:
+    """Running mean; a batch without a fully weighted answer has no value, and the first value is the mean."""
+    if math.isnan(value):
+        return average
+    return value if math.isnan(average) else 0.98 * average + 0.02 * value
 
 
 def _log(step: int, num_tokens: int, wall_s: float, average: float) -> None:

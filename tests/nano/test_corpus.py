@@ -13,7 +13,7 @@ from atlas.ralph import extract_code, prompt_hash
 from nano.benchmark import load_benchmark
 from nano.chat import EMPTY_THINKING, TEMPLATE_TEXT
 from nano.classics import CLASSICS
-from nano.corpus import IGNORE, MAKERS, WRITE, Record, may_train, records, text_of
+from nano.corpus import DRAWN, IGNORE, MAKERS, WRITE, Record, may_train, records, text_of
 from nano.mistakes import break_code, run_and_catch, wrong_program, wrong_result
 from nano.tasks import draw_argument, draw_program, function_of, render
 
@@ -56,7 +56,7 @@ def test_no_record_contains_a_benchmark_solution(corpus: list[Record]) -> None:
 @pytest.mark.parametrize("kind", list(MAKERS))
 def test_every_kind_of_record_asks_and_answers(kind: str) -> None:
     record = MAKERS[kind](random.Random(7))
-    assert record[-1].weight == WRITE
+    assert record[-1].weight == (DRAWN if kind in ("tests", "fill") else WRITE)
     assert record[-1].text.endswith(("<|im_end|>", "<|endoftext|>"))
 
 
