@@ -28,10 +28,11 @@ from litestar.types import ASGIApp
 
 from atlas import control
 from atlas.engine import Engine, ModelRegistry, RemoteEngine, load_engine
-from atlas.errors import ModelFileError, OperatorError
+from atlas.errors import AtlasError, ModelFileError, OperatorError
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.launch import Failed, Launch, Ready, Report
 from atlas.log import configure_logging
+from atlas.settings import RemoteSettings
 from atlas.store import DataDirectory, Store, open_store
 from atlas.types import Principal
 
@@ -204,12 +205,24 @@ async def load(serving: Serving, server: Server, engine_factory: EngineFactory) 
 
 async def make_engine(launch: Launch) -> Engine:
     """The engine the settings ask for."""
-    remote = launch.settings.remote
     if launch.model is None:
-        return RemoteEngine(
-            remote.url, model=remote.model, api_key=os.environ.get("ATLAS_REMOTE_KEY"), timeout_s=remote.timeout_s
-        )
+        return await meet_remote(launch.settings.remote)
     return await load_engine(Path(launch.model.path), model_id=launch.model.id, settings=launch.settings.engine)
+
+
+async def meet_remote(remote: RemoteSettings) -> Engine:
+    """An engine over another server, whose model we know by name from now on.
+
+    Raises:
+        OperatorError: it does not answer as an OpenAI-compatible server does.
+    """
+    engine = RemoteEngine(remote.url, model=remote.model, api_key=os.environ.get("ATLAS_REMOTE_KEY"), timeout_s=remote.timeout_s)
+    try:
+        await engine.meet()
+    except AtlasError as error:
+        await engine.close()
+        raise OperatorError(f"remote.url {remote.url}: {error.message}") from None
+    return engine
 
 
 def mint_first_key(launch: Launch, store: Store) -> None:

@@ -72,7 +72,7 @@ class RemoteEngine:
         return EngineStats(num_running=len(self._legs), **self._totals)
 
     async def submit(self, prompt: Prompt) -> Group:
-        await self._meet()
+        await self.meet()
         check_prompt(prompt, self.capabilities)
         if prompt.adapter is not None:
             raise Unsupported(f"adapter '{prompt.adapter}': ask the remote server for it as a model", param="adapter")
@@ -100,7 +100,7 @@ class RemoteEngine:
 
     async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
         """The peer's vectors, brought to unit length."""
-        await self._meet()
+        await self.meet()
         body = wire.embedding_body(inputs, model=self.capabilities.model)
         reply = wire.decode(await self._fetch("POST", "/embeddings", body), wire.EmbeddingReply)
         vectors = [item.embedding for item in sorted(reply.data, key=lambda item: item.index)]
@@ -130,7 +130,7 @@ class RemoteEngine:
     def _no(self, what: str) -> Unsupported:
         return Unsupported(f"a remote engine cannot {what}: OpenAI's API has no call for it")
 
-    async def _meet(self) -> None:
+    async def meet(self) -> None:
         """Learn the model's name if we were not given one, and how long its context is."""
         if self._is_closed:
             raise EngineUnavailable("the engine is shut down", retry_after_s=1)
