@@ -93,11 +93,12 @@ async def serve_control(listener: socket.socket, handlers: Mapping[str, Handler]
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handlers: Mapping[str, Handler]) -> Reply:
-    if not _is_owner(writer.get_extra_info("socket")):
-        return Reply(error="the control socket serves the owner of the data directory only")
     try:
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
-            request = msgspec.json.decode(await reader.readuntil(b"\n"), type=Request)
+            line = await reader.readuntil(b"\n")
+        if not _is_owner(writer.get_extra_info("socket")):  # asked after reading, so that the refusal finds a listener
+            return Reply(error="the control socket serves the owner of the data directory only")
+        request = msgspec.json.decode(line, type=Request)
         handler = handlers.get(request.method)
         if handler is None:
             return Reply(error=f"the running server knows no method '{request.method}'; is it another version of ATLAS?")

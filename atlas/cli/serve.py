@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import json
+import os
 import shlex
 import socket
 import sys
@@ -178,10 +180,19 @@ def announce(launch: Launch, ready: Ready) -> None:
         f"ATLAS {__version__}: {ready.model}, {ready.context_tokens} tokens of context, data in {launch.data_dir}",
         f"  base URL  {url}/v1   (OpenAI; Anthropic clients: {url})",
         f"  model     {ready.model}",
-        "  key       the one printed at first start; another: atlas keys create --name NAME",
+        f"  key       {_where_the_key_is(launch.settings)}",
         f'  try       curl {url}/v1/chat/completions -H "Authorization: Bearer $ATLAS_API_KEY" \\',
         f"              -H 'Content-Type: application/json' -d {shlex.quote(body)}",
         *(f"  note      {notice}" for notice in ready.notices),
     ]
     print("\n".join(lines), file=sys.stderr, flush=True)
-    print(f"ATLAS ready on {url}", flush=True)
+    with contextlib.suppress(BrokenPipeError):  # whoever started us has closed its end; we serve all the same
+        print(f"ATLAS ready on {url}", flush=True)
+
+
+def _where_the_key_is(settings: Settings) -> str:
+    if settings.auth.mode == "off":
+        return "none is asked for (auth.mode = off)"
+    if os.environ.get("ATLAS_API_KEY"):
+        return "yours, from ATLAS_API_KEY; another: atlas keys create --name NAME"
+    return "the one printed at first start; another: atlas keys create --name NAME"

@@ -45,7 +45,8 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._failure: Failed | None = None
-        self._restarts: deque[float] = deque()
+        self._restarts: deque[float] = deque()  # when, within the window
+        self._lives = 0
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -67,9 +68,8 @@ class Supervisor:
     async def _run_once(self) -> int:
         """One life of a serving process; its exit status, negative for a signal."""
         readable, writable = os.pipe()
-        launch = msgspec.structs.replace(
-            self.launch, report_fd=writable, parent_pid=os.getpid(), restarts=self.launch.restarts + len(self._restarts)
-        )
+        launch = msgspec.structs.replace(self.launch, report_fd=writable, parent_pid=os.getpid(), restarts=self._lives)
+        self._lives += 1
         try:
             # asyncio starts it from this thread, the main one: the child's death signal fires when the starting thread ends.
             self._process = await asyncio.create_subprocess_exec(
