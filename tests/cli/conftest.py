@@ -36,7 +36,7 @@ def clean_environment(**extra: str) -> dict[str, str]:
 class RunningServer:
     """A real `atlas serve`: parent and serving process, with a scripted engine."""
 
-    def __init__(self, data_dir: Path, *settings: str, **environ: str) -> None:
+    def __init__(self, data_dir: Path, *settings: str, stdin: int = subprocess.DEVNULL, **environ: str) -> None:
         self.data_dir = data_dir
         self.stderr = data_dir.with_suffix(".stderr")
         stand_in = data_dir.with_suffix(".gguf")
@@ -45,6 +45,7 @@ class RunningServer:
         with self.stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, script, f"data_dir={data_dir}", "server.port=0", f"engine.model={stand_in}", *settings],
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -105,8 +106,10 @@ def run_cli(*arguments: str, stdin: str = "", **environ: str) -> subprocess.Comp
 def launch_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     servers: list[RunningServer] = []
 
-    def start(*settings: str, data_dir: Path = tmp_path / "data", **environ: str) -> RunningServer:
-        servers.append(RunningServer(data_dir, *settings, **environ))
+    def start(
+        *settings: str, data_dir: Path = tmp_path / "data", stdin: int = subprocess.DEVNULL, **environ: str
+    ) -> RunningServer:
+        servers.append(RunningServer(data_dir, *settings, stdin=stdin, **environ))
         return servers[-1]
 
     yield start
