@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,7 @@ class Store:
         self._pepper = pepper
         self._clock = clock
         self._keys = ledger.read(_load)
+        self._changing = threading.Lock()
         self._preset = digest(pepper, preset) if preset else None
 
     def mint(
@@ -107,14 +109,15 @@ class Store:
         raise NotFound(f"no key has the id '{key_id}'; `atlas keys list` shows them")
 
     def _change(self, hashed: bytes, info: KeyInfo, **values: float) -> KeyInfo:
-        changed = _with(info, values)
-        self._keys[hashed] = changed
+        with self._changing:
+            changed = self._keys[hashed] = _with(self._keys[hashed], values)
         self._ledger.write(lambda connection: _update(connection, info.id, values)).result()
         return changed
 
     def _touch(self, hashed: bytes, info: KeyInfo, now_s: float) -> None:
         """Note the use; the write is not waited for."""
-        self._keys[hashed] = _with(info, {"last_used_at": now_s})
+        with self._changing:  # from the map again: a revocation may have come in between, and must not be undone
+            self._keys[hashed] = _with(self._keys[hashed], {"last_used_at": now_s})
         self._ledger.write(lambda connection: _update(connection, info.id, {"last_used_at": now_s}))
 
 

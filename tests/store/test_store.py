@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import stat
@@ -18,6 +19,8 @@ from alembic.migration import MigrationContext
 from atlas.errors import BadRequest, DataDirectoryBusy, NotFound, OperatorError, SettingsError, Unauthorized
 from atlas.store import DataDirectory, Store, open_store
 from atlas.store.keys import is_well_formed, new_key
+from atlas.store.ledger import Ledger
+from atlas.store.store import LAST_USED_RESOLUTION_S
 from atlas.store.tables import metadata
 
 
@@ -172,6 +175,26 @@ def test_keys_minted_from_many_threads_are_all_there(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(lambda index: store.mint(f"k{index}").key, range(40)))
     assert {store.verify(key).name for key in keys} == {f"k{index}" for index in range(40)}
+
+
+def test_a_key_in_use_while_it_is_revoked_stays_revoked(directory: DataDirectory) -> None:
+    """Noting the use and revoking both change the key; neither may undo the other."""
+    ticks = itertools.count(step=LAST_USED_RESOLUTION_S + 1)
+    ledger = Ledger(directory.ledger)
+    ledger.migrate()
+    store = Store(ledger, b"pepper", clock=lambda: next(ticks))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    for _ in range(20):
+        key, info = store.mint("busy")
+        with ThreadPoolExecutor(4) as pool:
+            uses = [pool.submit(store.verify, key) for _ in range(20)]
+            store.revoke(info.id)
+        assert {type(use.exception()) for use in uses} <= {type(None), Unauthorized}
+        with pytest.raises(Unauthorized):
+            store.verify(key)
+    sys.setswitchinterval(before)
+    store.close()
 
 
 def test_a_second_process_is_refused_with_the_pid_of_the_first(directory: DataDirectory) -> None:
