@@ -29,6 +29,7 @@ READ_TIMEOUT_S = 30.0  # silence on an open connection; chosen
 CHUNK_BYTES = 1024 * 1024
 SPARE_BYTES = 64 * 1024 * 1024  # left free on the disk; chosen
 ATTEMPTS_WITHOUT_PROGRESS = 3
+MAX_REDIRECTS = 5
 RETRY_DELAY_S = 0.25  # doubled with each fruitless attempt; chosen
 MAGIC = b"GGUF"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -65,11 +66,9 @@ def remote_size(url: str, *, token: str | None = None) -> int | None:
     """
     try:
         with _client(token) as client:
-            response = client.head(url)
+            return _ask_size(client, url)
     except httpx.RequestError as error:
         raise _unreachable(url, error) from None
-    _check_status(response, url)
-    return _total(response)
 
 
 def download(url: str, target: Path, *, token: str | None = None, progress: Progress | None = None) -> Downloaded:
@@ -161,6 +160,21 @@ def _verify(part: Path, source: _Source) -> Downloaded:
     return Downloaded(size_bytes=size_bytes, sha256=sha256, is_verified=source.sha256 is not None)
 
 
+def _ask_size(client: httpx.Client, url: str) -> int | None:
+    """Hugging Face names the size on its redirect; the storage behind it may refuse HEAD, its addresses being signed for GET."""
+    request = client.build_request("HEAD", url, timeout=CONNECT_TIMEOUT_S)
+    for _ in range(MAX_REDIRECTS):
+        response = client.send(request, follow_redirects=False)
+        linked = response.headers.get("x-linked-size", "")
+        if linked.isdigit():
+            return int(linked)
+        if response.next_request is None:
+            _check_status(response, url)
+            return _total(response)
+        request = response.next_request
+    raise DownloadError(f"{url}: more than {MAX_REDIRECTS} redirects; is this the file's own address?")
+
+
 def _client(token: str | None) -> httpx.Client:
     # Compressed bodies have no byte ranges.
     headers = {"accept-encoding": "identity", "user-agent": "atlas"} | ({"authorization": f"Bearer {token}"} if token else {})
@@ -175,12 +189,15 @@ def _source(response: httpx.Response, url: str) -> _Source:
 
 
 def _announced_sha256(response: httpx.Response) -> str | None:
-    """Hugging Face names the sha256 of a large file as X-Linked-ETag on the redirect to its storage, or as ETag."""
-    for hop in (*response.history, response):
-        for name in ("x-linked-etag", "etag"):
-            value = str(hop.headers.get(name, "")).removeprefix("W/").strip('"').lower()
-            if _SHA256.fullmatch(value):
-                return value
+    """Hugging Face names the sha256 of a large file as X-Linked-ETag on the redirect to its storage, of others as ETag.
+
+    The storage's own ETag is not looked at: it can be another hash of the same length.
+    """
+    hops = (*response.history, response)
+    for value in (*(hop.headers.get("x-linked-etag", "") for hop in hops), hops[0].headers.get("etag", "")):
+        plain = str(value).removeprefix("W/").strip('"').lower()
+        if _SHA256.fullmatch(plain):
+            return plain
     return None
 
 
@@ -230,7 +247,11 @@ def _no_room(error: OSError, part: Path, have_bytes: int) -> DownloadError:
 
 
 def _unreachable(url: str, error: httpx.RequestError) -> DownloadError:
-    what = "no connection within 5 s" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
+    what = str(error) or type(error).__name__
+    if isinstance(error, httpx.TimeoutException):
+        what = (
+            f"no connection within {CONNECT_TIMEOUT_S:.0f} s" if isinstance(error, httpx.ConnectTimeout) else "it does not answer"
+        )
     return DownloadError(
         f"cannot reach {httpx.URL(url).host}: {what}; check the network, set HF_ENDPOINT to a mirror, "
         "or bring the file yourself: atlas models add PATH"

@@ -253,8 +253,13 @@ class ModelRegistry:
         if hardware.gpu is None or hardware.backend is None or settings.gpu_layers == 0:
             return self._nano(hardware.notice or "no GPU is used: serving nano, the small bundled model; see `atlas models list`")
         reasons = []
+        confirm_once = _once(confirm)
         for name in AUTO:
-            tried = self._try(CATALOG[name], settings, hardware.gpu, confirm, progress)
+            try:
+                tried = self._try(CATALOG[name], settings, hardware.gpu, confirm_once, progress)
+            except DownloadError as error:
+                tried = error.message
+                settings = msgspec.structs.replace(settings, offline=True)  # one wait for a network that is not there is enough
             if isinstance(tried, ModelChoice):
                 return tried
             reasons.append(tried)
@@ -264,20 +269,17 @@ class ModelRegistry:
         self, model: CatalogModel, settings: EngineSettings, gpu: Gpu, confirm: Confirm, progress: Progress | None
     ) -> ModelChoice | str:
         """This model, if it is here or may be fetched, and fits; else the reason why not."""
-        try:
-            size_bytes = self._size(model, settings)
-            if size_bytes is None:
-                return f"{model.id} is not downloaded"
-            need_bytes = size_bytes + max(CELLS_MIN, settings.context_tokens) * model.kv_bytes + RESERVE_BYTES
-            if need_bytes > gpu.free_bytes:
-                return f"{model.id} needs {need_bytes / 1e9:.1f} GB, {gpu.free_bytes / 1e9:.1f} GB of {gpu.name} are free"
-            if model.id not in self.installed():
-                if not confirm(f"{model.id} from {model.repository}", size_bytes):
-                    return f"{model.id} is not downloaded (`atlas models pull {model.id}`, {size_bytes / 1e9:.1f} GB)"
-                self.pull(model.id, progress=progress)
-            return self.find(model.id)
-        except DownloadError as error:
-            return error.message
+        size_bytes = self._size(model, settings)
+        if size_bytes is None:
+            return f"{model.id} is not downloaded"
+        need_bytes = size_bytes + max(CELLS_MIN, settings.context_tokens) * model.kv_bytes + RESERVE_BYTES
+        if need_bytes > gpu.free_bytes:
+            return f"{model.id} needs {need_bytes / 1e9:.1f} GB, {gpu.free_bytes / 1e9:.1f} GB of {gpu.name} are free"
+        if model.id not in self.installed():
+            if not confirm(f"{model.id} from {model.repository}", size_bytes):
+                return f"{model.id} is not downloaded (`atlas models pull {model.id}`, {size_bytes / 1e9:.1f} GB)"
+            self.pull(model.id, progress=progress)
+        return self.find(model.id)
 
     def _size(self, model: CatalogModel, settings: EngineSettings) -> int | None:
         """Bytes of the file, here or at its source; None when it is not here and not to be asked for."""
@@ -336,6 +338,19 @@ def check_gguf(path: Path) -> None:
         raise ModelFileError(f"model file {path}: {error.strerror}") from None
     if magic != MAGIC:
         raise ModelFileError(f"model file {path} is not a GGUF file (it begins with {magic!r})")
+
+
+def _once(confirm: Confirm) -> Confirm:
+    """Asks the first time only: who declines the best model is not asked about each lesser one."""
+    answers: list[bool] = []
+
+    def ask(what: str, size_bytes: int) -> bool:
+        if answers:
+            return False
+        answers.append(confirm(what, size_bytes))
+        return answers[0]
+
+    return ask
 
 
 def _id_of(path: Path) -> str:

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves `body` at any path under /files, with byte ranges; /resolve/... redirects there as Hugging Face does.
+    """Serves `body` at any path under /files, with byte ranges; .../resolve/... redirects there as Hugging Face does.
 
     Attributes:
         break_after: close each connection after this many bytes of body.
@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(server.status, {})
         elif "/resolve/" in self.path:
             announced = {"x-linked-etag": f'"{server.announced}"'} if server.announced else {}
-            self._send(302, {"location": "/files/model.gguf", **announced})
+            self._send(302, {"location": "/files/model.gguf", "x-linked-size": str(len(server.body)), **announced})
         elif start >= len(server.body):
             self._send(416, {})
         else:

@@ -158,6 +158,11 @@ def test_an_unanswered_connection_is_given_up_within_seconds(target: Path) -> No
             filler.close()
 
 
+def test_a_host_that_accepts_and_says_nothing_is_given_up_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(DownloadError, match="it does not answer"):
+        remote_size(f"http://127.0.0.1:{silent.getsockname()[1]}/model.gguf")
+
+
 def test_a_file_larger_than_the_disk_is_refused_before_it_is_fetched(server: FileServer, target: Path) -> None:
     class Huge(bytes):
         def __len__(self) -> int:
@@ -187,3 +192,25 @@ def test_a_disk_that_fills_up_is_named_and_what_came_is_kept(server: FileServer,
 def test_the_token_is_sent_and_the_size_is_asked_for(server: FileServer) -> None:
     assert remote_size(f"{server.url}/o/r/resolve/main/model.gguf", token="hf_secret") == len(BODY)
     assert server.requests[0][4] == "Bearer hf_secret"
+
+
+def test_the_size_is_asked_of_the_first_server_that_names_it(server: FileServer) -> None:
+    """The storage behind Hugging Face's redirect is never asked: it may refuse HEAD."""
+    assert remote_size(f"{server.url}/o/r/resolve/main/model.gguf") == len(BODY)
+    assert [path for _, path, *_ in server.requests] == ["/o/r/resolve/main/model.gguf"]
+    assert remote_size(f"{server.url}/files/model.gguf") == len(BODY)
+
+
+def test_a_storage_hash_of_another_kind_is_not_taken_for_sha256(server: FileServer, target: Path) -> None:
+    server.etag = f'"{"ab" * 32}"'
+    assert download(f"{server.url}/o/r/resolve/main/model.gguf", target).is_verified
+    server.announced = ""
+    assert not download(f"{server.url}/o/r/resolve/main/model.gguf", target).is_verified
+
+
+def test_an_etag_that_is_the_files_own_sha256_is_checked(server: FileServer, target: Path) -> None:
+    server.etag = f'"{hashlib.sha256(BODY).hexdigest()}"'
+    assert download(f"{server.url}/files/model.gguf", target).is_verified
+    server.etag = f'"{"0" * 64}"'
+    with pytest.raises(DownloadError, match="wrong hash"):
+        download(f"{server.url}/files/model.gguf", target)

@@ -207,8 +207,15 @@ def test_auto_falls_back_to_nano_when_nothing_fits(registry: OnMachine) -> None:
 
 def test_auto_falls_back_to_nano_when_the_download_is_declined(registry: OnMachine) -> None:
     registry.machine = on_gpu(20 * GIB)
-    choice = registry.choose(EngineSettings(), confirm=refuse)
+    asked: list[str] = []
+
+    def decline(what: str, size_bytes: int) -> bool:
+        asked.append(what)
+        return False
+
+    choice = registry.choose(EngineSettings(), confirm=decline)
     assert choice.id == "nano"
+    assert asked == ["qwen3-14b from Qwen/Qwen3-14B-GGUF"]
     assert "atlas models pull qwen3-14b" in choice.notices[0]
 
 
@@ -232,6 +239,14 @@ def test_auto_without_a_network_is_nano_with_the_reason(registry: OnMachine, sou
     choice = registry.choose(EngineSettings(), confirm=never)
     assert choice.id == "nano"
     assert "HTTP 503" in choice.notices[0]
+    assert len(source.requests) == 1
+
+
+def test_auto_whose_download_breaks_takes_what_is_here(registry: OnMachine, source: FileServer) -> None:
+    registry.machine = on_gpu(20 * GIB)
+    registry.pull("qwen3-4b")
+    source.body = b"<html>"
+    assert registry.choose(EngineSettings(), confirm=accept).id == "qwen3-4b"
 
 
 def test_a_gpu_that_lies_idle_is_said_for_a_named_model_too(registry: OnMachine) -> None:
