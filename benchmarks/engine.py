@@ -46,9 +46,9 @@ def best_of(peer: Peer, *, k: int, prompt_tokens: int, max_tokens: int, run: int
     start_s = time.perf_counter()
     answer = httpx.post(f"{peer.url}/v1/completions", json=body, headers=peer.headers, timeout=600)
     seconds = time.perf_counter() - start_s
-    usage = answer.raise_for_status().json()["usage"]
-    if usage["completion_tokens"] != k * max_tokens:
-        raise SystemExit(f"{peer.name} generated {usage['completion_tokens']} tokens instead of {k * max_tokens}")
+    choices = answer.raise_for_status().json()["choices"]  # llama-server's usage counts one of them
+    if [choice["finish_reason"] for choice in choices] != ["length"] * k:
+        raise SystemExit(f"{peer.name} did not answer k={k} in full: {answer.text[:300]}")
     return float(k * max_tokens / seconds)
 
 

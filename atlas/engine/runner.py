@@ -237,9 +237,11 @@ class Runner:
                 f"no context of {context_tokens} tokens for {model.path}: not enough memory; lower engine.context_tokens"
             )
         self._memory = c.llama_get_memory(self._handle)
-        self._is_aborting = False
-        self._abort_callback = c.ggml_abort_callback(lambda _data: self._is_aborting)
-        c.llama_set_abort_callback(self._handle, self._abort_callback, None)
+        # ggml asks after every node of the graph, hundreds of times a step. A Python callback would take the GIL each time, so the
+        # question "is this string longer than 0?" is put to libc: strlen(b"") is 0 (go on), strlen(b"x") is 1 (stop).
+        self._abort_flag = ctypes.create_string_buffer(2)
+        strlen = ctypes.cast(ctypes.CDLL(None).strlen, c.ggml_abort_callback)
+        c.llama_set_abort_callback(self._handle, strlen, ctypes.addressof(self._abort_flag))
         self._features_on = False
         self._num_outputs = 0
         self.model = model
@@ -287,7 +289,7 @@ class Runner:
 
     def abort(self) -> None:
         """Cut a decode in progress short (CPU), from any thread; this runner is of no use afterwards."""
-        self._is_aborting = True
+        self._abort_flag.raw = b"x\0"
 
     def close(self) -> None:
         if self._handle:
