@@ -237,8 +237,8 @@ class Runner:
                 f"no context of {context_tokens} tokens for {model.path}: not enough memory; lower engine.context_tokens"
             )
         self._memory = c.llama_get_memory(self._handle)
-        # ggml asks after every node of the graph, hundreds of times a step. A Python callback would take the GIL each time, so the
-        # question "is this string longer than 0?" is put to libc: strlen(b"") is 0 (go on), strlen(b"x") is 1 (stop).
+        # ggml asks after every node of the graph, hundreds of times a step. A Python callback would take the GIL each time, so
+        # the question is put to libc: strlen(b"") is 0, go on; strlen(b"x") is 1, stop.
         self._abort_flag = ctypes.create_string_buffer(2)
         strlen = ctypes.cast(ctypes.CDLL(None).strlen, c.ggml_abort_callback)
         c.llama_set_abort_callback(self._handle, strlen, ctypes.addressof(self._abort_flag))
