@@ -36,7 +36,7 @@ def ask(
     config: Path | None,
     data_dir: str | None,
 ) -> None:
-    r"""Ask the running server one question; without words, the question is read from stdin.
+    """Ask the running server one question; without words, the question is read from stdin.
 
     \b
     Example:

@@ -33,7 +33,7 @@ SHOWN_KEY = "sk-llm-KEY"
 @json_option
 @settings_options
 def connect(client: str, model: str | None, dry_run: bool, as_json: bool, config: Path | None, data_dir: str | None) -> None:
-    r"""Point a coding agent at the running server: makes a key, tries it, writes the agent's configuration file.
+    """Point a coding agent at the running server: makes a key, tries it, writes the agent's configuration file.
 
     \b
     Example:

@@ -46,7 +46,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 @json_option
 @settings_options
 def doctor(as_json: bool, config: Path | None, data_dir: str | None) -> None:
-    r"""Check this machine, its settings and its data; exit status 1 if something is broken.
+    """Check this machine, its settings and its data; exit status 1 if something is broken.
 
     \b
     Example:

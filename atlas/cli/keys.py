@@ -24,7 +24,7 @@ SECONDS_PER_DAY = 86400.0
 
 @click.group()
 def keys() -> None:
-    r"""Create, list and revoke API keys.
+    """Create, list and revoke API keys.
 
     \b
     Example:

@@ -56,7 +56,7 @@ class Refused(click.ClickException):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    r"""A coding model server for your own GPU.
+    """A coding model server for your own GPU.
 
     \b
     Example:

@@ -20,7 +20,7 @@ from atlas.settings import Settings
 
 @click.group()
 def models() -> None:
-    r"""List, download, add and remove models.
+    """List, download, add and remove models.
 
     \b
     Example:

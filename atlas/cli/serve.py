@@ -46,7 +46,7 @@ def serve(
     config: Path | None,
     data_dir: str | None,
 ) -> None:
-    r"""Serve a model to OpenAI and Anthropic clients.
+    """Serve a model to OpenAI and Anthropic clients.
 
     \b
     Example:

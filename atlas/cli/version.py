@@ -13,7 +13,7 @@ from atlas import __version__
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def version(as_json: bool) -> None:
-    r"""Print the version.
+    """Print the version.
 
     \b
     Example:
