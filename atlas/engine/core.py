@@ -48,12 +48,13 @@ class Core:
         *,
         model_id: str,
         max_running: int,
+        max_cached: int,
         chunk_tokens: int,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._model, self._runner, self._model_id = model, runner, model_id
         self._loop = loop
-        self._scheduler = Scheduler(runner, max_running=max_running, chunk_tokens=chunk_tokens)
+        self._scheduler = Scheduler(runner, max_running=max_running, max_cached=max_cached, chunk_tokens=chunk_tokens)
         self._scratch = Candidates(runner.vocab_size)
         self._inbox: deque[Job | Cancel] = deque()
         self._wake = threading.Event()

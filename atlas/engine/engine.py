@@ -87,6 +87,7 @@ class LlamaEngine:
             runner,
             model_id=model_id,
             max_running=settings.max_sequences,
+            max_cached=settings.cached_sequences,
             chunk_tokens=settings.prefill_chunk_tokens,
             loop=loop,
         )

@@ -159,6 +159,15 @@ async def test_a_finished_answer_is_the_prefix_of_the_next_turn() -> None:
         assert group.cached_tokens >= len("turn one") + 19
 
 
+async def test_finished_prefixes_are_kept_by_number_and_until_carrying_them_costs_more() -> None:
+    async with running(ggufs.tiny_random(), cached_sequences=2) as engine:
+        for name in "abc":
+            await generate(engine, Prompt(text=name * 100, max_tokens=2, sampling=GREEDY))
+        assert engine.stats().cells_used == 2 * 101
+        await generate(engine, Prompt(text="d", n=20, max_tokens=250, sampling=(Sampling(temperature=1.0),)))
+        assert engine.stats().cells_used < 300, "5,000 decode rows later only the last answer is kept"
+
+
 async def test_a_long_prompt_does_not_stop_running_answers() -> None:
     """While 3,000 tokens are prefilled in chunks of 64, a running answer gains a token in every step."""
     async with running(ggufs.tiny_random(), prefill_chunk_tokens=64) as engine:
