@@ -9,7 +9,7 @@ NVCC := $(shell command -v nvcc 2>/dev/null)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -1)
 LLAMA_FLAGS := -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
 
-.PHONY: help install serve test test-slow check bench nano clean
+.PHONY: help install serve test test-slow check static bench nano clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -38,13 +38,16 @@ endif
 serve: install  ## serve the best model this machine can run (nano if none is there)
 	$(VENV)/bin/atlas serve
 
-test: install check  ## everything that needs no GPU
+test: install static  ## everything that needs no GPU
 	$(PY) -m pytest -q
 
 test-slow: install  ## minutes-long tests: soak, retraining checks, editors and agents
 	$(PY) -m pytest -q -m slow
 
-check: install  ## static checks and the quick unit tests
+check: install static  ## static checks and the quick unit tests, in about two minutes
+	$(PY) -m pytest -q tests/test_*.py tests/engine tests/store tests/ralph tests/nano --deselect tests/engine/test_contract.py
+
+static: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -52,6 +55,7 @@ check: install  ## static checks and the quick unit tests
 
 bench: install  ## the engine beside llama-server, in one run
 	$(PY) -m benchmarks.engine
+	$(PY) -m benchmarks.contention
 
 nano: install  ## make the bundled model again from nothing (about an hour on one CPU core)
 	$(PY) -m nano.train --out nano/out/checkpoint
