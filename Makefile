@@ -25,6 +25,8 @@ $(VENV)/.installed: pyproject.toml
 ifneq ($(and $(GPU),$(NVCC)),)
 	@echo "GPU and nvcc found: building llama.cpp with CUDA (10-20 minutes)" >&2
 	CMAKE_ARGS="$(LLAMA_FLAGS) -DGGML_CUDA=ON" $(PY) -m pip install --no-cache-dir --no-binary llama-cpp-python $(LLAMA)
+	@$(PY) -c "import llama_cpp, sys; sys.exit(not llama_cpp.llama_supports_gpu_offload())" || \
+	  { echo "llama.cpp was built, but without CUDA: see docs/operations.md, 'A GPU without nvcc'" >&2; exit 1; }
 else
 ifneq ($(GPU),)
 	@echo "GPU found, but no nvcc: llama.cpp is built for the CPU. See docs/operations.md, 'A GPU without nvcc'." >&2
