@@ -57,6 +57,7 @@ class EngineSettings(Section, frozen=True, kw_only=True):
     prefill_chunk_tokens: Annotated[int, msgspec.Meta(ge=16, le=2048)] = 256
     threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
+    flash_attention: Literal["auto", "on", "off"] = "auto"
     embedder: str = "auto"
     offline: bool = False
 

@@ -51,6 +51,7 @@ def _load(path: Path, settings: EngineSettings) -> tuple[Model, Runner]:
         num_sequences=settings.max_sequences + settings.cached_sequences,
         batch_tokens=max(BATCH_TOKENS, settings.max_sequences + settings.prefill_chunk_tokens),
         threads=settings.threads or physical_cores(),
+        flash_attention=settings.flash_attention,
     )
 
 

@@ -25,6 +25,7 @@ from atlas.errors import EngineFailed, ModelFileError
 Tokens = NDArray[np.signedinteger[Any]]  # int32 where C reads it; numpy's own index type where it only indexes
 Rows = NDArray[np.float32]
 
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _quiet = c.llama_log_callback(lambda _level, _text, _user: None)  # must outlive every call that may log
 _fast = ctypes.PyDLL(c._lib._name)  # noqa: SLF001  the library the binding has already found and loaded
 
@@ -220,9 +221,19 @@ class Runner:
         num_sequences: sequence ids 0..n-1 (at most 256).
         batch_tokens: rows one decode may take.
         threads: CPU threads.
+        flash_attention: auto, on or off.
     """
 
-    def __init__(self, model: Model, *, context_tokens: int, num_sequences: int, batch_tokens: int, threads: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        context_tokens: int,
+        num_sequences: int,
+        batch_tokens: int,
+        threads: int,
+        flash_attention: str = "auto",
+    ) -> None:
         params = c.llama_context_default_params()
         params.n_ctx = context_tokens
         params.n_batch = params.n_ubatch = batch_tokens
@@ -230,6 +241,7 @@ class Runner:
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
         params.no_perf = True
+        params.flash_attn_type = _FLASH_ATTENTION[flash_attention]
         params.pooling_type = c.LLAMA_POOLING_TYPE_NONE
         self._handle = c.llama_init_from_model(model.handle, params)
         if not self._handle:

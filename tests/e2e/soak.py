@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -127,4 +128,5 @@ def _judge(answer: dict[str, Any], solo: Solo, kind: str, tally: Tally) -> None:
         if at < len(solo.gaps) and solo.gaps[at] < GAP:
             tally.seen["tie"] += 1
         else:
-            tally.wrong.append(f"at {at}: {text[: at + 10]!r} instead of {solo.text[: at + 10]!r}")
+            gap = solo.gaps[at] if at < len(solo.gaps) else math.inf
+            tally.wrong.append(f"at {at}, gap {gap:.4f}: {text[: at + 10]!r} instead of {solo.text[: at + 10]!r}")
