@@ -73,7 +73,7 @@ class Vocab:
         self.fim = tuple(int(get(self._vocab)) for get in (c.llama_vocab_fim_pre, c.llama_vocab_fim_suf, c.llama_vocab_fim_mid))
         self.eog = frozenset(token for token in range(self.size) if _fast.llama_vocab_is_eog(self._vocab, token))
         self._pieces: list[bytes | None] = [None] * self.size
-        self._shown = {self._only(tag) for tag in ("<think>", "</think>", "<tool_call>", "</tool_call>")} - {None}
+        self._shown = {self.token(tag) for tag in ("<think>", "</think>", "<tool_call>", "</tool_call>")} - {None}
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Ids of a text, nothing added at either end; with `special`, control tokens written out in it are parsed."""
@@ -103,7 +103,8 @@ class Vocab:
 
     def token(self, text: str) -> int | None:
         """Id of a special token written out, None if the vocabulary has no such single token."""
-        return self._only(text)
+        ids = self.tokenize(text, special=True)
+        return ids[0] if len(ids) == 1 else None
 
     def control_texts(self) -> list[str]:
         """How every control token is spelled."""
@@ -115,10 +116,6 @@ class Vocab:
         from llguidance.llamacpp import lltokenizer_from_vocab  # costs start-up time, few requests need it
 
         return lltokenizer_from_vocab(self._vocab)
-
-    def _only(self, text: str) -> int | None:
-        ids = self.tokenize(text, special=True)
-        return ids[0] if len(ids) == 1 else None
 
 
 class Model:
