@@ -72,7 +72,7 @@ def test_openai_structured_output(nano: Running) -> None:
         model="nano",
         messages=[{"role": "user", "content": "Who?"}],
         response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}},
-        max_tokens=60,
+        max_tokens=250,
     )
     value = json.loads(answer.choices[0].message.content or "")
     assert value["name"] in ("ada", "bob")
