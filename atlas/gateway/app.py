@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 
-from atlas.gateway import chat, completions, embeddings, health, messages, metrics, models, tokens
+from atlas.gateway import chat, completions, embeddings, health, messages, metrics, models, responses, tokens
 from atlas.gateway.auth import Gate
 from atlas.gateway.boundary import Boundary
 from atlas.gateway.deps import GatewayDeps
@@ -24,6 +24,7 @@ ROUTES = [
     models.get_model,
     chat.chat_completions,
     completions.completions,
+    responses.responses,
     embeddings.embeddings,
     messages.messages,
     messages.count_tokens,

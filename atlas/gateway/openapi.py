@@ -18,7 +18,6 @@ from litestar.openapi.spec import (
     SecurityRequirement,
     SecurityScheme,
 )
-from litestar.openapi.spec.enums import OpenAPIType
 
 from atlas import __version__
 from atlas.gateway.anthropic_wire import AnthropicErrorReply
@@ -64,7 +63,8 @@ class StreamingOperation(Operation):
     def __post_init__(self) -> None:
         answer = (self.responses or {}).get("200")
         if isinstance(answer, OpenAPIResponse) and answer.content is not None:
-            answer.content["text/event-stream"] = OpenAPIMediaType(schema=Schema(type=OpenAPIType.STRING))
+            # No type: some readers hold the schema against the whole text, others against each event.
+            answer.content["text/event-stream"] = OpenAPIMediaType(schema=Schema(description="Server-sent events"))
 
 
 def openapi_config() -> OpenAPIConfig:
