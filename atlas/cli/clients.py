@@ -109,9 +109,11 @@ def codex_path(environ: Mapping[str, str]) -> Path:
 
 
 def configure_codex(text: str, connection: Connection) -> str:
-    """Adds a provider and a profile named atlas.
+    """Adds a provider named atlas; the default model is set only if there is none.
 
     The wire is always the Responses API: releases since February 2026 refuse a whole file in which any provider says "chat".
+    There is no profile, because releases before and after 0.134 read profiles from different files
+    (https://developers.openai.com/codex/config-advanced).
     """
     provider = {
         "name": "ATLAS",
@@ -120,11 +122,13 @@ def configure_codex(text: str, connection: Connection) -> str:
         "wire_api": "responses",
     }
     text = _replace_table(text, "model_providers.atlas", provider)
-    text = _replace_table(text, "profiles.atlas", {"model_provider": "atlas", "model": connection.model})
-    try:
-        tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise OperatorError(f"the file is not TOML we can extend ({error}); mend it first") from None
+    before = _toml(text)
+    if before.get("model_provider") == "atlas" or not {"model", "model_provider"} & set(before):
+        text = _set_top_level(text, "model", connection.model)
+        text = _set_top_level(text, "model_provider", "atlas")
+        if connection.context_tokens:
+            text = _set_top_level(text, "model_context_window", connection.context_tokens)
+    _toml(text)
     return text
 
 
@@ -132,7 +136,7 @@ CLIENTS = {
     "opencode": Client(opencode_path, configure_opencode, "/v1/chat/completions", "opencode --model atlas/{model}"),
     "claude": Client(claude_path, configure_claude, "/v1/messages", "claude"),
     "aider": Client(aider_path, configure_aider, "/v1/chat/completions", "aider"),
-    "codex": Client(codex_path, configure_codex, "/v1/responses", "codex --profile atlas"),
+    "codex": Client(codex_path, configure_codex, "/v1/responses", "codex -c model_provider=atlas -m {model}"),
 }
 
 
@@ -156,6 +160,24 @@ def _table(document: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise OperatorError(f'"{name}" in the file is not an object; mend it first')
     return table
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise OperatorError(f"the file is not TOML we can extend ({error}); mend it first") from None
+
+
+def _set_top_level(text: str, name: str, value: str | int) -> str:
+    """The TOML text with a key outside all tables set: in its old line, else in a first line."""
+    line = f"{name} = {json.dumps(value)}"
+    first_table = re.search(r"^[ \t]*\[", text, re.MULTILINE)
+    end = first_table.start() if first_table else len(text)
+    found = re.search(rf"^{name}[ \t]*=.*$", text[:end], re.MULTILINE)
+    if found:
+        return text[: found.start()] + line + text[found.end() :]
+    return f"{line}\n{text}"
 
 
 def _replace_table(text: str, name: str, values: Mapping[str, str]) -> str:

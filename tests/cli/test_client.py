@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from openai import OpenAI
 
 from atlas.cli.clients import CLIENTS, Connection
 from atlas.errors import OperatorError
@@ -192,12 +193,38 @@ def test_codex_tables_are_replaced_in_place_and_comments_stay() -> None:
     assert document["model"] == "gpt-5"
     assert document["tui"] == {"notifications": True}
     assert document["model_providers"]["atlas"]["wire_api"] == "responses"
-    assert document["profiles"]["atlas"] == {"model_provider": "atlas", "model": "nano"}
+    assert "model_provider" not in document
     assert "# mine" in after
+
+
+def test_codex_gets_a_default_model_only_where_there_is_none() -> None:
+    text = "# mine\n\n[tui]\nnotifications = true\n\n[mcp_servers.model]\nmodel = 'x'\n"
+    once = CLIENTS["codex"].configure(text, CONNECTION)
+    assert text in once
+    other = CLIENTS["codex"].configure(once, CONNECTION._replace(model="qwen3-8b", context_tokens=4096))
+    assert other.count("atlas") == once.count("atlas")
+    document = tomllib.loads(other)
+    assert (document["model"], document["model_provider"], document["model_context_window"]) == ("qwen3-8b", "atlas", 4096)
+    assert document["mcp_servers"] == {"model": {"model": "x"}}
+
+
+def test_connect_codex_asks_over_the_responses_api(server: RunningServer, tmp_path: Path) -> None:
+    path = tmp_path / ".codex" / "config.toml"
+    path.parent.mkdir()
+    path.write_text('model = "gpt-5"  # mine\n')
+    run = connected(server, tmp_path, "codex")
+    assert run.returncode == 0, run.stderr
+    assert "scripted answered on /v1/responses" in run.stderr
+    assert "codex -c model_provider=atlas -m scripted" in run.stderr
+    assert path.read_text().startswith('model = "gpt-5"  # mine\n')
+    provider = tomllib.loads(path.read_text())["model_providers"]["atlas"]
+    assert provider["wire_api"] == "responses"
+    client = OpenAI(base_url=provider["base_url"], api_key=provider["experimental_bearer_token"], max_retries=0)
+    assert client.responses.create(model="scripted", input="hi").output_text.split() == ANSWER.split()
 
 
 def test_a_codex_file_that_cannot_be_extended_is_refused() -> None:
     with pytest.raises(OperatorError, match="not TOML we can extend"):
-        CLIENTS["codex"].configure('profiles = "mine"\n', CONNECTION)
+        CLIENTS["codex"].configure('model_providers = "mine"\n', CONNECTION)
     with pytest.raises(OperatorError, match="not TOML we can extend"):
         CLIENTS["codex"].configure("nonsense", CONNECTION)
