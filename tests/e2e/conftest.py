@@ -44,15 +44,17 @@ class Running:
         [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return int(child)
 
-    @property
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
+    def post(self, path: str, body: object) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum over the samples of this name that carry these labels."""
-        samples = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
+        samples = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", self._metrics(), re.MULTILINE)
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         return sum(float(value) for found, value in samples if all(pair in found for pair in wanted))
+
+    def _metrics(self) -> str:
+        return httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {KEY}"}, timeout=60).text
 
     def stop(self) -> None:
         if self.process.poll() is None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from anthropic import Anthropic
-from openai import OpenAI
+from openai import AsyncOpenAI, OpenAI
 
 from tests.e2e.conftest import KEY, Running
 
@@ -24,9 +28,40 @@ ADD: dict[str, Any] = {
 QUESTION = "What is 1 + 2?"
 
 
+@contextmanager
+def connected(server: Running) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as client:
+        yield client
+
+
 @pytest.fixture
-def openai(scripted: Running) -> OpenAI:
-    return OpenAI(base_url=f"{scripted.url}/v1", api_key=KEY, max_retries=0)
+def openai(scripted: Running) -> Iterator[OpenAI]:
+    with connected(scripted) as client:
+        yield client
+
+
+@pytest.fixture
+def openai_tools(tool_loop: Running) -> Iterator[OpenAI]:
+    with connected(tool_loop) as client:
+        yield client
+
+
+@pytest.fixture
+def openai_nano(nano: Running) -> Iterator[OpenAI]:
+    with connected(nano) as client:
+        yield client
+
+
+@pytest.fixture
+def anthropic(scripted: Running) -> Iterator[Anthropic]:
+    with Anthropic(base_url=scripted.url, api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def anthropic_tools(tool_loop: Running) -> Iterator[Anthropic]:
+    with Anthropic(base_url=tool_loop.url, api_key=KEY, max_retries=0) as client:
+        yield client
 
 
 def model_of(client: OpenAI) -> str:
@@ -59,16 +94,15 @@ def test_openai_embeddings(openai: OpenAI) -> None:
     assert sum(x * x for x in result.data[0].embedding) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_openai_structured_output(nano: Running) -> None:
+def test_openai_structured_output(openai_nano: OpenAI) -> None:
     """Any model must keep to the schema; what nano fills in is its own affair."""
-    client = OpenAI(base_url=f"{nano.url}/v1", api_key=KEY, max_retries=0)
     schema = {
         "type": "object",
         "properties": {"name": {"enum": ["ada", "bob"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
         "required": ["name", "age"],
         "additionalProperties": False,
     }
-    answer = client.chat.completions.create(
+    answer = openai_nano.chat.completions.create(
         model="nano",
         messages=[{"role": "user", "content": "Who?"}],
         response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}},
@@ -79,8 +113,8 @@ def test_openai_structured_output(nano: Running) -> None:
     assert 0 <= value["age"] <= 99
 
 
-def test_openai_tool_round_trip(tool_loop: Running) -> None:
-    client = OpenAI(base_url=f"{tool_loop.url}/v1", api_key=KEY, max_retries=0)
+def test_openai_tool_round_trip(openai_tools: OpenAI) -> None:
+    client = openai_tools
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
     tools: Any = [{"type": "function", "function": ADD}]
     first = client.chat.completions.create(model=model_of(client), messages=messages, tools=tools)
@@ -96,8 +130,8 @@ def test_openai_tool_round_trip(tool_loop: Running) -> None:
     assert second.choices[0].finish_reason == "stop"
 
 
-def test_anthropic_messages(scripted: Running) -> None:
-    client = Anthropic(base_url=scripted.url, api_key=KEY, max_retries=0)
+def test_anthropic_messages(anthropic: Anthropic) -> None:
+    client = anthropic
     answer = client.messages.create(model="claude-x", max_tokens=200, messages=[{"role": "user", "content": "hi"}])
     assert [block.text for block in answer.content if block.type == "text"] == ["Hello world!\n"]
     assert answer.stop_reason == "end_turn"
@@ -107,8 +141,8 @@ def test_anthropic_messages(scripted: Running) -> None:
     assert counted.input_tokens == answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0)
 
 
-def test_anthropic_tool_use(tool_loop: Running) -> None:
-    client = Anthropic(base_url=tool_loop.url, api_key=KEY, max_retries=0)
+def test_anthropic_tool_use(anthropic_tools: Anthropic) -> None:
+    client = anthropic_tools
     tools: Any = [{"name": "add", "description": "Add.", "input_schema": ADD["parameters"]}]
     messages: list[Any] = [{"role": "user", "content": QUESTION}]
     first = client.messages.create(model="claude-x", max_tokens=200, messages=messages, tools=tools)
@@ -120,36 +154,41 @@ def test_anthropic_tool_use(tool_loop: Running) -> None:
     assert [block.text for block in second.content if block.type == "text"] == ["The sum is 3."]
 
 
-@pytest.mark.filterwarnings("ignore")  # litellm's own
-def test_litellm(scripted: Running) -> None:
-    litellm = pytest.importorskip("litellm", reason="part of `make install`")
-    options = {"model": "openai/tiny", "api_base": f"{scripted.url}/v1", "api_key": KEY, "num_retries": 0}
-    options["model"] = "openai/" + model_of(OpenAI(base_url=f"{scripted.url}/v1", api_key=KEY))
-    messages = [{"role": "user", "content": "hi"}]
-    assert litellm.completion(messages=messages, **options).choices[0].message.content == "Hello world!\n"
-    chunks = litellm.completion(messages=messages, stream=True, **options)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello world!\n"
+LITELLM = """
+import litellm, sys
+options = dict(model="openai/" + sys.argv[1], api_base=sys.argv[2], api_key=sys.argv[3], num_retries=0)
+options["messages"] = [{"role": "user", "content": "hi"}]
+print(repr(litellm.completion(**options).choices[0].message.content))
+print(repr("".join(chunk.choices[0].delta.content or "" for chunk in litellm.completion(stream=True, **options))))
+"""
 
 
-async def test_pydantic_ai_completes_a_tool_loop(tool_loop: Running) -> None:
+def test_litellm(scripted: Running, openai: OpenAI) -> None:
+    """In a process of its own: it leaves an event loop open behind it."""
+    command = [sys.executable, "-c", LITELLM, model_of(openai), f"{scripted.url}/v1", KEY]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout.splitlines()[-2:] == [repr("Hello world!\n")] * 2, result.stderr
+
+
+async def test_pydantic_ai_completes_a_tool_loop(tool_loop: Running, openai_tools: OpenAI) -> None:
     from pydantic_ai import Agent  # heavy, and only here
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    model_id = model_of(OpenAI(base_url=f"{tool_loop.url}/v1", api_key=KEY))
-    model = OpenAIChatModel(model_id, provider=OpenAIProvider(base_url=f"{tool_loop.url}/v1", api_key=KEY))
-    agent = Agent(model)
-    seen = []
+    async with AsyncOpenAI(base_url=f"{tool_loop.url}/v1", api_key=KEY) as client:
+        model = OpenAIChatModel(model_of(openai_tools), provider=OpenAIProvider(openai_client=client))
+        agent = Agent(model)
+        seen = []
 
-    # A grammar insists on the tokens that a tokenizer would choose; those of a scripted chain are not.
-    @agent.tool_plain(strict=False)
-    def add(a: int, b: int) -> int:
-        seen.append((a, b))
-        return a + b
+        # A grammar insists on the tokens that a tokenizer would choose; those of a scripted chain are not.
+        @agent.tool_plain(strict=False)
+        def add(a: int, b: int) -> int:
+            seen.append((a, b))
+            return a + b
 
-    result = await agent.run(QUESTION)
-    assert seen == [(1, 2)]
-    assert result.output == "The sum is 3."
+        result = await agent.run(QUESTION)
+        assert seen == [(1, 2)]
+        assert result.output == "The sum is 3."
 
 
 def test_the_readmes_request_returns_code_that_runs(nano: Running) -> None:
@@ -160,7 +199,7 @@ def test_the_readmes_request_returns_code_that_runs(nano: Running) -> None:
     body = re.search(r"-d '(\{.*?\})'", readme, re.DOTALL)
     assert body is not None, "README.md shows no request"
     request = json.loads(body[1])
-    answer = nano.client.post("/v1/chat/completions", json=request).json()["choices"][0]["message"]["content"]
+    answer = nano.post("/v1/chat/completions", request).json()["choices"][0]["message"]["content"]
     code = re.search(r"```python\n(.*?)```", answer, re.DOTALL)
     assert code is not None, answer
     names: dict[str, Any] = {}
