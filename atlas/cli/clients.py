@@ -124,10 +124,10 @@ def configure_codex(text: str, connection: Connection) -> str:
     text = _replace_table(text, "model_providers.atlas", provider)
     before = _toml(text)
     if before.get("model_provider") == "atlas" or not {"model", "model_provider"} & set(before):
-        text = _set_top_level(text, "model", connection.model)
-        text = _set_top_level(text, "model_provider", "atlas")
         if connection.context_tokens:
             text = _set_top_level(text, "model_context_window", connection.context_tokens)
+        text = _set_top_level(text, "model_provider", "atlas")
+        text = _set_top_level(text, "model", connection.model)
     _toml(text)
     return text
 
@@ -177,7 +177,7 @@ def _set_top_level(text: str, name: str, value: str | int) -> str:
     found = re.search(rf"^{name}[ \t]*=.*$", text[:end], re.MULTILINE)
     if found:
         return text[: found.start()] + line + text[found.end() :]
-    return f"{line}\n{text}"
+    return f"{line}\n{chr(10) if text.startswith('[') else ''}{text}"
 
 
 def _replace_table(text: str, name: str, values: Mapping[str, str]) -> str:
