@@ -27,6 +27,8 @@ from atlas.log import configure_logging
 from atlas.settings import Settings
 from atlas.store import DataDirectory
 
+# Something that even the bundled model can do.
+FIRST_QUESTION = "Write solve(xs). Given a list xs of integers, keep only the even numbers, then return the sum."
 BACKLOG = 2048  # connections that wait while a serving process is replaced
 
 
@@ -175,7 +177,7 @@ def announce(launch: Launch, ready: Ready) -> None:
     server = launch.settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
     url = f"http://{host}:{server.port}"
-    body = json.dumps({"model": ready.model, "messages": [{"role": "user", "content": "Write a haiku about tests."}]})
+    body = json.dumps({"model": ready.model, "messages": [{"role": "user", "content": FIRST_QUESTION}]})
     lines = [
         f"ATLAS {__version__}: {ready.model}, {ready.context_tokens} tokens of context, data in {launch.data_dir}",
         f"  base URL  {url}/v1   (OpenAI; Anthropic clients: {url})",

@@ -32,8 +32,8 @@ MAX_WIDTH = 2000  # members of one object or array; also llguidance's bound on a
 _stack_bytes = 64 * 1024 * 1024
 _num_kept = 32  # grammars; agents send the same tools with every turn
 
-# Between JSON tokens: nothing, a space, or a new line with its indentation. A small model that may write any amount of white space
-# writes little else.
+# Between JSON tokens: nothing, a space, or a new line with its indentation. A small model that may write any amount of white
+# space writes little else.
 _json_options = {"whitespace_pattern": r"( |\n {0,16})?"}
 _unsupported = ("Unimplemented", "Unknown format", "not supported")
 
