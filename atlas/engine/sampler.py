@@ -194,11 +194,16 @@ def _raise_floors(floor: Rows, logits: Rows, peaks: Rows, samplers: list[Sampler
     """
     totals: list[float | None] = [None] * len(samplers)
     num_groups = np.count_nonzero(peaks >= floor[:, None], axis=1)
-    for row in np.flatnonzero(num_groups > BROAD_GROUPS):
-        k = samplers[row].num_wanted
-        if 0 < k <= BROAD_GROUPS:
-            floor[row] = np.partition(peaks[row], -k)[-k]
-            totals[row] = _log_total(logits[row])
+    wanted = {row: samplers[row].num_wanted for row in np.flatnonzero(num_groups > BROAD_GROUPS).tolist()}
+    broad = {row: k for row, k in wanted.items() if 0 < k <= BROAD_GROUPS}
+    if broad:  # whole-batch calls again: each one gives the GIL away once
+        rows = list(broad)
+        ranked = np.partition(peaks[rows], sorted({-k for k in broad.values()}), axis=1)
+        floor[rows] = [ranked[i, -k] for i, k in enumerate(broad.values())]
+        best = logits[rows].max(axis=1)
+        sums = np.exp(logits[rows] - best[:, None]).sum(axis=1)
+        for row, total in zip(rows, (best + np.log(sums)).tolist(), strict=True):
+            totals[row] = total
     return floor, totals
 
 
