@@ -18,8 +18,8 @@ from atlas.engine.sequence import Sequence
 
 GROWTH_TOKENS = 64  # cells kept ready for each running sequence at admission; chosen, unmeasured
 # A finished prefix that is kept makes every decode row attend over its cells (masked, but computed). After this many rows it has
-# cost about what computing it again would, so it goes (ski rental: at most twice the best). Measured: 1,760 rows on a CPU; a GPU
-# prefills faster and attends faster still, by arithmetic 16,000 for Qwen3-14B.
+# cost about what computing it again would, so it goes (ski rental: at most twice the best). By arithmetic 1,760 rows
+# on a CPU (docs/log.md) and 16,000 for Qwen3-14B on a GPU; chosen between, nearer the CPU's.
 CARRIED_ROWS = 2048
 WORTH_WAITING_TOKENS = 32  # a prompt lets one with a longer common prefix go first; chosen, unmeasured
 
