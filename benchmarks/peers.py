@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -112,11 +112,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(is_ready: object, process: subprocess.Popen[bytes]) -> None:
+def _wait(is_ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     start_s = time.monotonic()
     while time.monotonic() - start_s < START_TIMEOUT_S and process.poll() is None:
         try:
-            if callable(is_ready) and is_ready():
+            if is_ready():
                 return
         except httpx.TransportError:
             pass

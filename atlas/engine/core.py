@@ -15,6 +15,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+import structlog
+
 from atlas.engine.group import Group
 from atlas.engine.runner import Candidates, DecodeResult, Model, Runner
 from atlas.engine.sampler import sample
@@ -22,6 +24,8 @@ from atlas.engine.scheduler import Part, Scheduler
 from atlas.engine.sequence import Job, Sequence, Step
 from atlas.errors import AtlasError, EngineFailed, EngineUnavailable
 from atlas.types import Delta, EngineStats, Generation
+
+log = structlog.get_logger("atlas.engine")
 
 
 class Cancel(NamedTuple):
@@ -118,7 +122,8 @@ class Core:
             self._take_inbox()
             self._drop_late()
             self._step()
-        except Exception as error:  # whatever went wrong, every reader must be told
+        except Exception as error:  # whatever went wrong, every reader must be told, and the log why
+            log.error("step.failed", exc_info=error)
             self._fail_all(error if isinstance(error, AtlasError) else EngineFailed(f"engine step failed: {error!r}"))
         self._cells_live = self._scheduler.cells_live
         self._deliver()
