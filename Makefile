@@ -9,7 +9,7 @@ NVCC := $(shell command -v nvcc 2>/dev/null)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -1)
 LLAMA_FLAGS := -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
 
-.PHONY: help install serve test test-slow check static bench nano clean
+.PHONY: help install system serve test test-slow check static bench nano clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -34,16 +34,27 @@ endif
 	@echo "building llama.cpp for this CPU (3-6 minutes, once)" >&2
 	CMAKE_ARGS="$(LLAMA_FLAGS)" $(PY) -m pip install -q $(LLAMA)
 endif
-	$(PY) -m pip install -q -e '.[embed,train,dev]'
+	$(PY) -m pip install -q -e '.[embed,postgres,telemetry,train,dev]'
 	touch $@
 
 serve: install  ## serve the best model this machine can run (nano if none is there)
 	$(VENV)/bin/atlas serve
 
-test: install static  ## everything that needs no GPU
+# Real servers and a real browser for the tests; without root or sudo the tests that need them say so and are skipped.
+SYSTEM_PACKAGES := redis-server postgresql chromium
+SUDO := $(shell [ "$$(id -u)" = 0 ] || (command -v sudo >/dev/null && sudo -n true 2>/dev/null && echo sudo))
+system: $(VENV)/.system
+$(VENV)/.system: | $(VENV)/.installed
+	@if command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || [ -n "$(SUDO)" ]; }; then \
+	  $(SUDO) apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(SYSTEM_PACKAGES) >/dev/null; \
+	else echo "no root or sudo: tests with $(SYSTEM_PACKAGES) run only where these are installed" >&2; fi
+	touch $@
+
+test: install system static  ## everything that needs no GPU
 	$(PY) -m pytest -q
 
-test-slow: install  ## minutes-long tests: soak, retraining checks, editors and agents
+test-slow: install system  ## minutes-long tests: soak, retraining checks, editors and agents
 	$(PY) -m pytest -q -m slow
 
 check: install static  ## static checks and the quick unit tests, in about two minutes

@@ -6,16 +6,22 @@ AtlasError
 |   `-- Unsupported            400
 |-- Unauthorized               401
 |-- Forbidden                  403
+|   `-- ModelNotAllowed        403
 |-- NotFound                   404
 |   `-- ModelNotFound          404
+|-- Conflict                   409
 |-- ModelNotLoaded             409
 |-- PayloadTooLarge            413
 |-- RateLimited                429
+|   |-- BudgetExhausted        429
+|   `-- TooManyAttempts        429
 |-- EngineFailed               500
 |-- UpstreamFailed             502
 |-- Unavailable                503
 |   |-- EngineOverloaded       503
-|   `-- EngineUnavailable      503
+|   |-- EngineUnavailable      503
+|   |-- LedgerUnavailable      503
+|   `-- LimitsUnavailable      503
 `-- OperatorError              (command line only)
     |-- SettingsError
     |-- DataDirectoryBusy
@@ -87,6 +93,20 @@ class Forbidden(AtlasError):
     type = "permission_error"
 
 
+class ModelNotAllowed(Forbidden):
+    """The key is limited to other models."""
+
+    code = "model_not_allowed"
+
+
+class Conflict(AtlasError):
+    """The thing exists already, or has changed meanwhile."""
+
+    status = 409
+    code = "conflict"
+    type = "invalid_request_error"
+
+
 class NotFound(AtlasError):
     """No such thing, or not one the caller may see."""
 
@@ -125,6 +145,19 @@ class RateLimited(AtlasError):
     type = "rate_limit_error"
 
 
+class BudgetExhausted(RateLimited):
+    """A budget per day or month is used up; it does not come back by waiting a minute."""
+
+    code = "insufficient_quota"
+    type = "insufficient_quota"
+
+
+class TooManyAttempts(RateLimited):
+    """Too many wrong passwords or tokens from one place."""
+
+    code = "too_many_attempts"
+
+
 class EngineFailed(AtlasError):
     """The engine broke while answering; the request was sound."""
 
@@ -155,6 +188,18 @@ class EngineUnavailable(Unavailable):
     """The model is still loading, or the server is shutting down."""
 
     code = "engine_unavailable"
+
+
+class LedgerUnavailable(Unavailable):
+    """The ledger cannot be written, so nothing that has to be accounted for may begin."""
+
+    code = "ledger_unavailable"
+
+
+class LimitsUnavailable(Unavailable):
+    """Redis does not answer, so limits cannot be checked; nothing is let through unchecked."""
+
+    code = "limits_unavailable"
 
 
 class OperatorError(AtlasError):

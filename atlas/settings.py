@@ -18,6 +18,7 @@ from atlas.errors import SettingsError
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -31,6 +32,10 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Port = 8000
     insecure_http: bool = False
+    tls: Literal["off", "auto"] = "off"
+    tls_cert: str = ""
+    tls_key: str = ""
+    trusted_proxies: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     body_limit_bytes: Positive = 8 * 1024 * 1024
@@ -43,6 +48,59 @@ class AuthSettings(Section, frozen=True, kw_only=True):
     """Who may ask."""
 
     mode: Literal["keys", "off"] = "keys"
+    access_token_s: Seconds = 900.0
+    refresh_token_s: Seconds = 30 * 86400.0
+    session_idle_s: Seconds = 1800.0
+    session_s: Seconds = 12 * 3600.0
+    invitation_s: Seconds = 7 * 86400.0
+
+
+class LedgerSettings(Section, frozen=True, kw_only=True):
+    """Where what must survive is kept."""
+
+    url: str = ""
+    usage_days: Positive = 400
+
+
+class RedisSettings(Section, frozen=True, kw_only=True):
+    """Where limits are counted."""
+
+    url: str = ""
+    binary: str = ""
+    memory_mb: Annotated[int, msgspec.Meta(ge=16)] = 256
+
+
+class Price(Section, frozen=True, kw_only=True):
+    """Of one model, per million tokens, in whatever currency the owner counts in."""
+
+    prompt: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    completion: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
+class LimitSettings(Section, frozen=True, kw_only=True):
+    """What a user without limits of their own may use; 0 is no limit."""
+
+    requests_per_minute: Count = 0
+    tokens_per_minute: Count = 0
+    concurrency: Count = 0
+    tokens_per_day: Count = 0
+    tokens_per_month: Count = 0
+    slice_tokens: Annotated[int, msgspec.Meta(ge=16)] = 256
+    prices: dict[str, Price] = {}
+
+
+class QueueSettings(Section, frozen=True, kw_only=True):
+    """The queue in front of the engine."""
+
+    max_running: Count = 0
+    max_waiting: Positive = 256
+    timeout_s: Seconds = 120.0
+
+
+class TelemetrySettings(Section, frozen=True, kw_only=True):
+    """OpenTelemetry; off unless a collector is named."""
+
+    otlp_url: str = ""
 
 
 class EngineSettings(Section, frozen=True, kw_only=True):
@@ -89,10 +147,15 @@ class Settings(Section, frozen=True, kw_only=True):
     data_dir: str = ""
     server: ServerSettings = ServerSettings()
     auth: AuthSettings = AuthSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    redis: RedisSettings = RedisSettings()
+    limits: LimitSettings = LimitSettings()
+    queue: QueueSettings = QueueSettings()
     engine: EngineSettings = EngineSettings()
     remote: RemoteSettings = RemoteSettings()
     anthropic: AnthropicSettings = AnthropicSettings()
     log: LogSettings = LogSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -239,13 +239,118 @@ class EngineStats(Value, frozen=True, kw_only=True):
     decode_s: float = 0.0  # time inside llama_decode
 
 
-class Principal(Value, frozen=True, kw_only=True):
-    """Who is asking: an API key and the rights it carries."""
+UserRole = Literal["owner", "admin", "member"]
+Scope = Literal["chat", "embeddings", "tasks", "projects", "read", "admin", "worker"]
+RequestState = Literal["queued", "running", "completed", "aborted", "failed", "interrupted", "refused"]
 
-    key_id: str
-    name: str
+
+class Limits(Value, frozen=True, kw_only=True):
+    """What one key or one user may use; None is no limit.
+
+    Attributes:
+        concurrency: requests at the same time, queued ones included.
+        tokens_per_day: prompt and completion together, per UTC day; `_month` per UTC calendar month.
+        cost_per_day: millionths of the currency the prices are given in.
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+    cost_per_day: int | None = None
+    cost_per_month: int | None = None
+
+
+class User(Value, frozen=True, kw_only=True):
+    """A person with an account; times are Unix seconds.
+
+    Attributes:
+        username: empty for the owner before set-up.
+        limits: over all keys of this user.
+        is_ready: a password has been chosen.
+    """
+
+    id: str
+    username: str = ""
+    email: str = ""
+    role: UserRole = "member"
+    limits: Limits = Limits()
+    is_ready: bool = False
+    created_at: float = 0.0
+    disabled_at: float | None = None
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role in ("owner", "admin")
+
+
+class Principal(Value, frozen=True, kw_only=True):
+    """Who is asking: a user, through an API key or signed in.
+
+    Attributes:
+        owner: id of the user; whose requests, usage and budget these are.
+        username: for people to read.
+        key_id: empty if the user is signed in.
+        name: the key's name.
+        models: ids this key may name; None is all.
+    """
+
     owner: str
+    username: str = ""
+    role: UserRole = "member"
+    key_id: str = ""
+    name: str = ""
     scopes: frozenset[str] = frozenset()
+    models: frozenset[str] | None = None
+    key_limits: Limits = Limits()
+    user_limits: Limits = Limits()
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role in ("owner", "admin")
+
+
+class Usage(Value, frozen=True, kw_only=True):
+    """One metered request, as the ledger keeps it: exactly one per request id.
+
+    Attributes:
+        at: Unix seconds when it was admitted.
+        state: how it ended.
+        prompt_tokens: cached ones included.
+        cost: millionths of the currency; 0 where the model has no price.
+        finish: finish reason or error code, for people.
+        is_estimated: the counts are bounds, not measurements (interrupted requests).
+    """
+
+    request_id: str
+    at: float
+    owner: str
+    key_id: str
+    route: str
+    model: str
+    state: RequestState
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    cost: int = 0
+    finish: str = ""
+    is_streamed: bool = False
+    is_estimated: bool = False
+    queue_s: float = 0.0
+    ttft_s: float | None = None
+    wall_s: float = 0.0
+
+
+class Activity(Value, frozen=True, kw_only=True):
+    """A request as the Activity page shows it, running or ended. Holds no text of prompt or answer."""
+
+    usage: Usage
+    username: str = ""
+    key_name: str = ""
+    queue_position: int = 0  # 1 is next; 0 is not waiting
+    status: int = 0  # HTTP; 0 before the answer began
+    priority: int = 1
 
 
 class Snippet(Value, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from atlas.types import Principal
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/health"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-ANYONE = Principal(key_id="", name="anyone", owner="")  # auth.mode = "off": loopback only
+ANYONE = Principal(owner="anyone", name="anyone", role="owner")  # auth.mode = "off": loopback only
 
 
 class Gate(ASGIMiddleware):
