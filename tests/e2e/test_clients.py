@@ -88,6 +88,15 @@ def test_openai_stream_equals_the_whole_answer(openai: OpenAI) -> None:
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "stop"
 
 
+def test_openai_responses(openai: OpenAI) -> None:
+    answer = openai.responses.create(model=model_of(openai), input="hi")
+    assert answer.output_text == "Hello world!\n"
+    assert answer.status == "completed"
+    with openai.responses.stream(model=model_of(openai), input="hi") as stream:
+        texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    assert "".join(texts) == "Hello world!\n"
+
+
 def test_openai_embeddings(openai: OpenAI) -> None:
     result = openai.embeddings.create(model=model_of(openai), input=["one", "two"])
     assert len(result.data) == 2
