@@ -6,6 +6,7 @@ defaults here. Secrets are never settings: they live in the data directory or co
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -42,6 +43,10 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     drain_timeout_s: Seconds = 3.0
     ping_interval_s: Seconds = 10.0
     restart_limit: Positive = 5
+
+    def __post_init__(self) -> None:
+        for proxy in self.trusted_proxies:
+            ipaddress.ip_network(proxy, strict=False)  # its ValueError names the text; msgspec adds the place
 
 
 class AuthSettings(Section, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from atlas.launch import Launch, ModelChoice, Ready
 from atlas.log import configure_logging
 from atlas.settings import Settings
 from atlas.store import DataDirectory
+from atlas.tls import ensure_certificates
 
 # Something that even the bundled model can do.
 FIRST_QUESTION = "Write solve(xs). Given a list xs of integers, keep only the even numbers, then return the sum."
@@ -34,9 +35,12 @@ BACKLOG = 2048  # connections that wait while a serving process is replaced
 
 @click.command()
 @click.option("--model", help="auto, nano, a name of `atlas models list`, or PATH.gguf.")
-@click.option("--host", help="Address to listen on; anything but loopback needs --insecure-http.")
+@click.option("--host", help="Address to listen on; anything but loopback needs TLS or --insecure-http.")
 @click.option("--port", type=int, help="0 takes any free port.")
 @click.option("--offline", is_flag=True, default=None, help="Never download anything.")
+@click.option("--tls", type=click.Choice(["off", "auto"]), help="auto: HTTPS with a certificate made here.")
+@click.option("--tls-cert", help="PEM file of your own certificate chain, for HTTPS; with --tls-key.")
+@click.option("--tls-key", help="PEM file of its private key.")
 @click.option("--insecure-http", is_flag=True, default=None, help="Allow plain HTTP on a network others can reach.")
 @settings_options
 def serve(
@@ -44,6 +48,9 @@ def serve(
     host: str | None,
     port: int | None,
     offline: bool | None,
+    tls: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
     insecure_http: bool | None,
     config: Path | None,
     data_dir: str | None,
@@ -54,7 +61,7 @@ def serve(
     Example:
       atlas serve --model nano --port 8080
 
-    The only line on stdout is "ATLAS ready on http://HOST:PORT".
+    The only line on stdout is "ATLAS ready on URL".
     """
     settings = read_settings(
         config,
@@ -63,6 +70,9 @@ def serve(
         server__host=host,
         server__port=port,
         engine__offline=offline,
+        server__tls=tls,
+        server__tls_cert=tls_cert,
+        server__tls_key=tls_key,
         server__insecure_http=insecure_http,
     )
     run_server(settings, command=serving_command())
@@ -79,6 +89,7 @@ def run_server(settings: Settings, *, command: Sequence[str]) -> None:
     directory = find_directory(settings).create()
     directory.hold()
     try:
+        settings = with_certificates(settings, directory)
         listener = bind(settings.server.host, settings.server.port)
         choice = choose_model(settings)
         listener.listen(BACKLOG)  # only now: a client is refused, and not kept waiting, while a model is downloaded
@@ -89,6 +100,15 @@ def run_server(settings: Settings, *, command: Sequence[str]) -> None:
     finally:
         directory.control_socket.unlink(missing_ok=True)
         directory.release()
+
+
+def with_certificates(settings: Settings, directory: DataDirectory) -> Settings:
+    """The settings with the PEM files the serving process is to use; unchanged for plain HTTP."""
+    files = ensure_certificates(directory.path, settings.server)
+    if files is None:
+        return settings
+    server = msgspec.structs.replace(settings.server, tls_cert=str(files.cert.absolute()), tls_key=str(files.key.absolute()))
+    return msgspec.structs.replace(settings, server=server)
 
 
 def choose_model(settings: Settings) -> ModelChoice | None:
@@ -145,7 +165,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def check_exposure(settings: Settings) -> None:
-    """Keys travel in the clear over plain HTTP, so only loopback is free.
+    """Keys and passwords travel in the clear over plain HTTP, so only loopback is free.
 
     Raises:
         OperatorError: others could reach this server, and nobody said that this is meant.
@@ -155,10 +175,10 @@ def check_exposure(settings: Settings) -> None:
         return
     if settings.auth.mode == "off":
         raise OperatorError(f'auth.mode = "off" is for loopback only, and {server.host} is not; use keys, or --host 127.0.0.1')
-    if not server.insecure_http:
+    if not (server.insecure_http or server.tls_cert or server.tls == "auto"):
         raise OperatorError(
             f"{server.host} can be reached by others, and keys would travel in the clear; "
-            "put a TLS proxy in front of 127.0.0.1, or accept it with --insecure-http"
+            "use --tls auto, --tls-cert with --tls-key, a TLS proxy in front of 127.0.0.1, or accept it with --insecure-http"
         )
 
 
@@ -176,7 +196,7 @@ def announce(launch: Launch, ready: Ready) -> None:
     """The ready line for programs, how to connect for people."""
     server = launch.settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
-    url = f"http://{host}:{server.port}"
+    url = f"{'https' if server.tls_cert else 'http'}://{host}:{server.port}"
     body = json.dumps({"model": ready.model, "messages": [{"role": "user", "content": FIRST_QUESTION}]})
     lines = [
         f"ATLAS {__version__}: {ready.model}, {ready.context_tokens} tokens of context, data in {launch.data_dir}",
