@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+from atlas.log import RecentLines
+
 SETUP = "import structlog, logging; from atlas.log import configure_logging\nlog = structlog.get_logger('atlas.x')\n"
 
 
@@ -26,11 +28,12 @@ def test_secrets_are_cut_out_by_shape_and_by_name() -> None:
     line = stderr_of(
         "configure_logging('info', form='json')\n"
         "log.info('x', header='Bearer abc.def', url='/?k=sk-llm-AAAA9', body={'password': 'hunter2', 'api_key': 'k1234'}, "
-        "items=['sk-llm-BBBB9'], prompt_tokens=7)"
+        "items=['sk-llm-BBBB9'], prompt_tokens=7, jwt='eyJhbGciOi.eyJzdWI.c2ln', link='/setup?token=DDDD9&x=1', "
+        "again='AUTHORIZATION: BEARER EEEE9')"
     )
-    for secret in ("abc.def", "AAAA9", "hunter2", "k1234", "BBBB9"):
+    for secret in ("abc.def", "AAAA9", "hunter2", "k1234", "BBBB9", "eyJzdWI", "c2ln", "DDDD9", "EEEE9"):
         assert secret not in line
-    assert '"prompt_tokens": 7' in line
+    assert json.loads(line)["prompt_tokens"] == 7
 
 
 def test_secrets_are_cut_out_of_tracebacks_and_locals_are_not_shown() -> None:
@@ -47,3 +50,26 @@ def test_secrets_are_cut_out_of_tracebacks_and_locals_are_not_shown() -> None:
 def test_warnings_of_libraries_take_the_same_form() -> None:
     event = json.loads(stderr_of("configure_logging('info')\nlogging.getLogger('uvicorn.error').warning('odd %s', 'thing')"))
     assert event["event"] == "odd thing"
+
+
+def test_the_latest_lines_are_kept_redacted_and_bounded() -> None:
+    code = (
+        "from atlas.log import MAX_RECENT, RECENT\nconfigure_logging('info', form='json')\n"
+        "for number in range(MAX_RECENT + 10): log.info('x', number=number, password='hunter2', text='y' * 9000)\n"
+        "log.debug('unseen')\nlogging.getLogger('uvicorn.error').warning('sk-llm-AAAA9')\n"
+        "lines = RECENT.lines()\nassert len(lines) == MAX_RECENT\nassert lines[-2]['number'] == MAX_RECENT + 9\n"
+        "assert lines[-1]['event'] == '[redacted]' and RECENT.lines(1) == lines[-1:]\n"
+        "assert set(lines[0]) == {'timestamp', 'level', 'event', 'number', 'password', 'text'}\n"
+        "assert lines[0]['password'] == '[redacted]' and len(lines[0]['text']) == 4000"
+    )
+    assert stderr_of(code).count("\n") == 2011
+
+
+async def test_readers_hear_of_new_lines() -> None:
+    recent = RecentLines(2)
+    ticks = recent.changes()
+    assert await anext(ticks) == 0
+    for number in range(3):
+        recent.keep(None, "info", {"number": number, "_record": object()})
+    assert await anext(ticks) == 3
+    assert recent.lines() == [{"number": 1}, {"number": 2}]
