@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
+from litestar.types import ControllerRouterHandler
 
-from atlas.gateway import chat, completions, embeddings, health, messages, metrics, models, responses, tokens
+from atlas.gateway import chat, completions, embeddings, health, messages, metrics, models, refusals, responses, tokens
 from atlas.gateway.auth import Gate
 from atlas.gateway.boundary import Boundary
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.errors import handle_error
 from atlas.gateway.openapi import openapi_config
+from atlas.gateway.policy import check_declared
 
 ROUTES = [
     health.livez,
@@ -31,11 +33,17 @@ ROUTES = [
     tokens.tokenize,
     tokens.detokenize,
     tokens.chat_input_tokens,
+    refusals.refuse_upstream,
+    refusals.refuse_internal,
 ]
 
 
-def create_app(deps: GatewayDeps) -> Litestar:
-    """The HTTP server over `deps`; it neither loads nor closes the engine."""
+def create_app(deps: GatewayDeps, extra_routes: Sequence[ControllerRouterHandler] = ()) -> Litestar:
+    """The HTTP server over `deps`, with `extra_routes` behind the same gate; it neither loads nor closes the engine.
+
+    Raises:
+        RuntimeError: a handler does not declare who may call it.
+    """
 
     @asynccontextmanager
     async def cutting(_: Litestar) -> AsyncIterator[None]:
@@ -44,7 +52,7 @@ def create_app(deps: GatewayDeps) -> Litestar:
         task.cancel()
 
     app = Litestar(
-        ROUTES,
+        [*ROUTES, *extra_routes],
         middleware=[Gate(deps)],
         exception_handlers={Exception: handle_error},
         lifespan=[cutting],
@@ -53,6 +61,7 @@ def create_app(deps: GatewayDeps) -> Litestar:
         request_max_body_size=deps.server.body_limit_bytes,
         logging_config=None,
     )
+    check_declared(app)
     # Around the router, so that unknown routes and wrong methods have a request id and a line in the log as well.
     boundary = Boundary(app.asgi_handler, deps)
     app.asgi_handler = boundary

@@ -1,26 +1,60 @@
-"""What every request has to pass before its handler: a host we answer for, plain JSON, a key, a server that is not stopping.
+"""What every request has to pass before its handler: a host we answer for, somebody we know, the right to this route, plain JSON.
 
-Not covered: TLS, quotas, and scopes of keys (every valid key may use every route).
+Each handler declares its access (policy.py); `Gate` finds out who is asking, from a key, an access token or a session cookie, and
+holds one against the other. Browsers send cookies along with requests that other sites make them send; so a request that changes
+something in the name of a session, and every form, must come from one of our own pages.
+
+Not covered: what of other users a permitted caller may see (the handlers'), and how much they may use (the meter's).
 """
 
 from __future__ import annotations
 
+import asyncio
+import hmac
 import ipaddress
+import re
 import socket
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from urllib.parse import quote
 
 import structlog
 from litestar.enums import ScopeType
 from litestar.middleware import ASGIMiddleware
 from litestar.types import ASGIApp, HTTPScope, Receive, Scope, Send
 
-from atlas.errors import BadRequest, EngineUnavailable, Unauthorized
+from atlas.errors import BadRequest, EngineUnavailable, Forbidden, Unauthorized
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.errors import HostNotAllowed, UnsupportedMediaType
+from atlas.gateway.exchange import Exchange
+from atlas.gateway.policy import PAGES, WITH_COOKIES, Via, check_permitted
+from atlas.gateway.proxies import client_of
 from atlas.types import Principal
+from atlas.types import Scope as KeyScope
 
-PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/health"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-ANYONE = Principal(owner="anyone", name="anyone", role="owner")  # auth.mode = "off": loopback only
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
+# auth.mode = "off", on loopback only
+ANYONE = Principal(owner="anyone", name="anyone", role="owner", scopes=frozenset(get_args(KeyScope)))
+NO_CREDENTIAL = "no API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY' (atlas keys create makes one)"
+_TOKEN = re.compile(r"eyJ[\w-]*\.[\w-]+\.[\w-]+")  # a JWT, as opposed to a key
+
+
+if TYPE_CHECKING:
+    from atlas.store import Session
+
+
+class Caller(NamedTuple):
+    """Who is asking, and how they said so."""
+
+    principal: Principal
+    via: Via
+    session: Session | None = None
+
+
+class SignInFirst(Exception):
+    """A person opened a page without being signed in; they are shown the way."""
 
 
 class Gate(ASGIMiddleware):
@@ -36,35 +70,80 @@ class Gate(ASGIMiddleware):
         assert scope["type"] == ScopeType.HTTP  # `scopes` says so
         headers = _headers(scope)
         check_host(headers.get("host", ""), self.hosts)
-        if scope["path"] not in PUBLIC_PATHS and scope["method"] != "OPTIONS":
-            await self._admit(scope, headers)
+        try:
+            if scope["method"] != "OPTIONS":
+                await self._admit(scope, headers)
+        except SignInFirst:
+            await _redirect(_sign_in_url(scope), send)
+            return
         await next_app(scope, receive, send)
 
     async def _admit(self, scope: HTTPScope, headers: dict[str, str]) -> None:
-        principal = ANYONE if self.deps.auth.mode == "off" else await self.deps.keys.verify(extract_key(headers))
-        scope["state"]["exchange"].principal = principal
-        structlog.contextvars.bind_contextvars(key_id=principal.key_id)
-        if self.deps.draining.is_set():
-            raise EngineUnavailable("the server is shutting down", retry_after_s=self.deps.server.drain_timeout_s + 2)
-        if scope["method"] in ("POST", "PUT", "PATCH"):
-            check_body_headers(headers)
+        exchange: Exchange = scope["state"]["exchange"]
+        exchange.client = client_of(scope, headers, self.deps.server.trusted_proxies)
+        opt = scope["route_handler"].opt
+        if opt.get("local") and exchange.client.is_local:
+            return
+        caller = await self._identify(opt, exchange, headers)
+        if caller is not None:
+            exchange.principal, exchange.session = caller.principal, caller.session
+            structlog.contextvars.bind_contextvars(key_id=caller.principal.key_id)
+        if opt["access"] != "public":
+            assert caller is not None  # `_identify` raises without one
+            check_permitted(opt["access"], caller.principal, caller.via)
+            if self.deps.draining.is_set():
+                raise EngineUnavailable("the server is shutting down", retry_after_s=self.deps.server.drain_timeout_s + 2)
+        if scope["method"] not in SAFE_METHODS:
+            kind = check_body(headers, with_forms=access_is_page(opt))
+            check_origin(caller, headers, kind=kind, takes_forms=access_is_page(opt))
+
+    async def _identify(self, opt: dict[str, Any], exchange: Exchange, headers: dict[str, str]) -> Caller | None:
+        """Who is asking; None for a public route that nobody in particular asks for."""
+        access = opt["access"]
+        if self.deps.auth.mode == "off":
+            return Caller(ANYONE, "nothing")
+        credential = None if access in PAGES or access == "public" else extract_credential(headers)
+        if credential is not None:
+            return await self._by_credential(credential)
+        if access in WITH_COOKIES or opt.get("form"):
+            caller = await self._by_cookie(exchange, headers)
+            if caller is not None:
+                return caller
+        if access == "public":
+            return None
+        # A script of the page, unlike the person before it, cannot follow us to the sign-in page.
+        if access in PAGES and headers.get("sec-fetch-dest") != "empty":
+            raise SignInFirst
+        raise Unauthorized(NO_CREDENTIAL if access not in PAGES else "you are not signed in, or no longer; reload the page")
+
+    async def _by_credential(self, credential: str) -> Caller:
+        if _TOKEN.fullmatch(credential):
+            return Caller(self.deps.store.sessions.verify_access(credential), "token")
+        return Caller(await self.deps.keys.verify(credential), "key")
+
+    async def _by_cookie(self, exchange: Exchange, headers: dict[str, str]) -> Caller | None:
+        token = _cookies(headers).get(exchange.client.cookie)
+        sessions = self.deps.store.sessions
+        session = await asyncio.to_thread(sessions.find, token) if token else None
+        return Caller(sessions.principal(session.user), "session", session) if session else None
 
 
-def extract_key(headers: dict[str, str]) -> str:
-    """The one key a request carries, from `Authorization: Bearer` or `x-api-key`.
+def access_is_page(opt: dict[str, Any]) -> bool:
+    return opt["access"] in PAGES or bool(opt.get("form"))
+
+
+def extract_credential(headers: dict[str, str]) -> str | None:
+    """The one key or access token a request carries, from `Authorization: Bearer` or `x-api-key`; None if there is none.
 
     Raises:
-        Unauthorized: there is none.
         BadRequest: there are two, and they differ.
     """
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
-    found = {bearer.strip()} if scheme.lower() == "bearer" else set()
-    found = {key for key in (*found, headers.get("x-api-key", "").strip()) if key}
+    given = [headers.get("x-api-key", "").strip(), bearer.strip() if scheme.lower() == "bearer" else ""]
+    found = {credential for credential in given if credential}
     if len(found) > 1:
         raise BadRequest("the Authorization and x-api-key headers carry different keys; send one")
-    if not found:
-        raise Unauthorized("no API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY' (atlas keys create makes one)")
-    return found.pop()
+    return found.pop() if found else None
 
 
 def check_host(host: str, allowed: frozenset[str] | set[str]) -> None:
@@ -75,19 +154,71 @@ def check_host(host: str, allowed: frozenset[str] | set[str]) -> None:
         raise HostNotAllowed(f"host {host[:100]!r} is not one of this server's names; add it to server.allowed_hosts")
 
 
-def check_body_headers(headers: dict[str, str]) -> None:
-    """Plain JSON only: a compressed body could unfold past every limit."""
+def check_body(headers: dict[str, str], *, with_forms: bool) -> str:
+    """The content type: plain JSON only (a compressed body could unfold past every limit), forms on pages; "" without a body."""
     coding = headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
         raise UnsupportedMediaType(f"content-encoding {coding[:40]!r} is not accepted; send the body uncompressed")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise UnsupportedMediaType(f"content-type {kind[:40]!r} is not accepted; send application/json")
+    is_empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+    if kind == JSON or (is_empty and not kind) or (kind == FORM and with_forms):
+        return kind
+    raise UnsupportedMediaType(f"content-type {kind[:40]!r} is not accepted; send application/json")
+
+
+def check_origin(caller: Caller | None, headers: dict[str, str], *, kind: str, takes_forms: bool) -> None:
+    """Whether one of our own pages sent this request, where that matters: with a session, with forms, and where nobody signs in.
+
+    Raises:
+        Forbidden: it came from another site, or without the token of its session. (Forms carry the token in a field, which their
+            handler checks.)
+    """
+    session = caller.session if caller else None
+    is_open = caller is not None and caller.via == "nothing"
+    # Other sites cannot send JSON without asking first (CORS), and only a browser can be made to send something.
+    is_luring = is_open and kind != JSON and ("sec-fetch-site" in headers or "origin" in headers)
+    if (session is not None or takes_forms or is_luring) and not is_same_origin(headers):
+        raise Forbidden("another site sent this request, or a program used a session's cookie; programs use API keys")
+    if session is not None and not (kind == FORM and takes_forms) and not _has_csrf_token(session, headers):
+        raise Forbidden("the header x-csrf-token is missing, or not this session's; reload the page")
+
+
+def is_same_origin(headers: dict[str, str]) -> bool:
+    """What browsers say of the page a request comes from. Both headers are out of the reach of scripts."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    return headers.get("origin", "").partition("://")[2] == headers.get("host")
+
+
+def _has_csrf_token(session: Session, headers: dict[str, str]) -> bool:
+    return hmac.compare_digest(headers.get("x-csrf-token", "").encode(), session.csrf.encode())
+
+
+def _sign_in_url(scope: HTTPScope) -> str:
+    query = scope["query_string"].decode("latin-1")
+    exchange: Exchange = scope["state"]["exchange"]
+    back = (exchange.path + (f"?{query}" if query else "")) if exchange.method == "GET" else "/"
+    return f"/signin?next={quote(back, safe='')}"
+
+
+async def _redirect(url: str, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 303, "headers": [(b"location", url.encode("ascii"))]})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _headers(scope: HTTPScope) -> dict[str, str]:
-    """Header names are lower case in ASGI; of a repeated one the last counts."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    """Header names are lower case in ASGI; repeated ones are joined, so that none of them is overlooked."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _cookies(headers: dict[str, str]) -> dict[str, str]:
+    pairs = (part.partition("=") for part in headers.get("cookie", "").split(";"))
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _is_address(name: str) -> bool:

@@ -10,6 +10,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange
+from atlas.gateway.headers import guarded_headers
 from atlas.gateway.metrics import Metrics
 
 log = structlog.get_logger("atlas.gateway")
@@ -61,7 +62,7 @@ def _identified(send: Send, exchange: Exchange) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
-            message["headers"] = [*message["headers"], *headers]
+            message["headers"] = [*guarded_headers([*message["headers"]], exchange.path), *headers]
         await send(message)
 
     return wrapped

@@ -26,6 +26,7 @@ from atlas.types import Delta, FinishReason, Generation, TokenLogprob, ToolCallD
 @post(
     "/v1/chat/completions",
     status_code=200,
+    opt={"access": "chat"},
     tags=["chat"],
     summary="Answer a conversation",
     responses=replies(wire.ChatCompletion),

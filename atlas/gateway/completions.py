@@ -30,6 +30,7 @@ MAX_CANDIDATES = 128  # prompts times n of one request
 @post(
     "/v1/completions",
     status_code=200,
+    opt={"access": "chat"},
     tags=["completions"],
     summary="Continue a text, or fill a gap in it",
     responses=replies(text_wire.Completion),

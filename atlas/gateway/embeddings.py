@@ -23,6 +23,7 @@ MAX_INPUTS = 2048  # OpenAI's bound
 @post(
     "/v1/embeddings",
     status_code=200,
+    opt={"access": "embeddings"},
     tags=["embeddings"],
     summary="Turn texts into vectors",
     responses=replies(text_wire.EmbeddingList),

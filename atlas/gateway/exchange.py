@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from atlas.engine import Group
 from atlas.errors import AtlasError, EngineUnavailable
 from atlas.gateway.deps import GatewayDeps
+from atlas.gateway.proxies import Client
 from atlas.types import Generation, Principal, Prompt
 
 HTTPRequest = Request[Any, Any, Any]
@@ -37,6 +38,7 @@ class Exchange:
         self.method = str(scope["method"])
         self.path = str(scope["path"])
         self.principal: Principal | None = None
+        self.client = Client()  # the Gate finds out who it is
         self.model = ""
         self.groups: list[Group] = []
         self.embedded_tokens = 0
@@ -44,6 +46,15 @@ class Exchange:
         self.outcome = "completed"
         self.is_cut = False
         self.started_s = time.monotonic()
+
+    @property
+    def source(self) -> str:
+        """Address of the client, for throttles and the audit log."""
+        return self.client.address
+
+    @property
+    def is_secure(self) -> bool:
+        return self.client.is_secure
 
     @property
     def owner(self) -> str:

@@ -23,7 +23,14 @@ class ReadinessReply(Wire):
     reasons: tuple[str, ...] = ()
 
 
-@get("/livez", tags=["health"], summary="The event loop turns", security=PUBLIC, responses=replies(Liveness, (400,)))
+@get(
+    "/livez",
+    opt={"access": "public"},
+    tags=["health"],
+    summary="The event loop turns",
+    security=PUBLIC,
+    responses=replies(Liveness, (400,)),
+)
 async def livez() -> Liveness:
     return Liveness()
 
@@ -35,6 +42,7 @@ READINESS = replies(ReadinessReply, (400,)) | {
 
 @get(
     ["/readyz", "/health"],
+    opt={"access": "public"},
     tags=["health"],
     summary="200 if requests are answered, else 503",
     security=PUBLIC,

@@ -27,6 +27,7 @@ from atlas.types import Delta, Generation, ToolCallDelta
 @post(
     "/v1/messages",
     status_code=200,
+    opt={"access": "chat"},
     tags=["anthropic"],
     summary="Answer a conversation",
     responses=anthropic_replies(wire.MessageReply),
@@ -45,6 +46,7 @@ async def messages(request: HTTPRequest, data: JSONBody[wire.MessagesRequest]) -
 @post(
     "/v1/messages/count_tokens",
     status_code=200,
+    opt={"access": "chat"},
     tags=["anthropic"],
     summary="Count a conversation's tokens",
     responses=anthropic_replies(wire.InputTokenCount),

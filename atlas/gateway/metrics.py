@@ -94,7 +94,13 @@ class EngineCollector(Collector):
         yield _counter("atlas_engine_decode_seconds", "Time inside llama_decode", stats.decode_s, model)
 
 
-@get("/metrics", tags=["health"], summary="Prometheus metrics", responses=replies_in_text(READING))
+@get(
+    "/metrics",
+    opt={"access": "read", "local": True},
+    tags=["health"],
+    summary="Prometheus metrics",
+    responses=replies_in_text(READING),
+)
 async def metrics(request: HTTPRequest) -> Response[bytes]:
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     registry = exchange_of(request).registry

@@ -67,7 +67,7 @@ def known_ids(deps: GatewayDeps, engine: Engine | None) -> list[str]:
     return [*ids, embedding] if embedding and embedding not in ids else ids
 
 
-@get("/v1/models", tags=["models"], summary="List the models", responses=replies(ModelList, READING))
+@get("/v1/models", opt={"access": "key"}, tags=["models"], summary="List the models", responses=replies(ModelList, READING))
 async def list_models(request: HTTPRequest) -> ModelList:
     deps = exchange_of(request).deps
     engine = deps.engine()
@@ -75,7 +75,11 @@ async def list_models(request: HTTPRequest) -> ModelList:
 
 
 @get(
-    "/v1/models/{model_id:path}", tags=["models"], summary="One model, with its context length", responses=replies(Model, NAMING)
+    "/v1/models/{model_id:path}",
+    opt={"access": "key"},
+    tags=["models"],
+    summary="One model, with its context length",
+    responses=replies(Model, NAMING),
 )
 async def get_model(request: HTTPRequest, model_id: FromPath[str]) -> Model:
     deps = exchange_of(request).deps

@@ -73,7 +73,9 @@ def openapi_config() -> OpenAPIConfig:
         title="ATLAS",
         version=__version__,
         description="A coding model server. OpenAI's and Anthropic's dialects; every answer may also be a stream.",
-        openapi_router=HTTPRouter("/openapi.json", route_handlers=[], before_request=_exactly, include_in_schema=False),
+        openapi_router=HTTPRouter(
+            "/openapi.json", route_handlers=[], opt={"access": "key"}, before_request=_exactly, include_in_schema=False
+        ),
         render_plugins=[JsonRenderPlugin(path="/")],
         components=Components(
             security_schemes={

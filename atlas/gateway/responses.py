@@ -26,6 +26,7 @@ from atlas.types import Delta, Generation, ToolCallDelta
 @post(
     "/v1/responses",
     status_code=200,
+    opt={"access": "chat"},
     tags=["responses"],
     summary="Answer a conversation; nothing is stored",
     responses=replies(wire.ResponseReply),

@@ -17,6 +17,7 @@ from atlas.gateway.openapi import replies
 @post(
     ["/tokenize", "/v1/tokenize"],
     status_code=200,
+    opt={"access": "chat"},
     tags=["tokens"],
     summary="Text to token ids",
     responses=replies(text_wire.TokenizeReply),
@@ -33,6 +34,7 @@ async def tokenize(request: HTTPRequest, data: JSONBody[text_wire.TokenizeReques
 @post(
     ["/detokenize", "/v1/detokenize"],
     status_code=200,
+    opt={"access": "chat"},
     tags=["tokens"],
     summary="Token ids to text",
     responses=replies(text_wire.DetokenizeReply),
@@ -46,6 +48,7 @@ async def detokenize(request: HTTPRequest, data: JSONBody[text_wire.DetokenizeRe
 @post(
     "/v1/chat/completions/input_tokens",
     status_code=200,
+    opt={"access": "chat"},
     tags=["tokens"],
     summary="Count a conversation's tokens",
     responses=replies(text_wire.InputTokens),

@@ -33,7 +33,7 @@ class OneKey:
     async def verify(self, token: str) -> Principal:
         if token != KEY:
             raise Unauthorized("this API key is unknown")
-        return Principal(key_id="key1", name="test", owner="alice")
+        return Principal(key_id="key1", name="test", owner="alice", scopes=frozenset({"chat", "embeddings", "read"}))
 
 
 class TwoModels:
