@@ -98,6 +98,7 @@ class Prompt(Value, frozen=True, kw_only=True):
         owner: whose request this is, for fairness.
         priority: 0 (first) to 2.
         deadline_s: give up (finish reason "abort") this long after submission.
+        allowance_tokens: each candidate stops and waits after this many tokens until its group allows more; None: no bound.
     """
 
     model: str = ""
@@ -121,6 +122,7 @@ class Prompt(Value, frozen=True, kw_only=True):
     owner: str = ""
     priority: int = 1
     deadline_s: float | None = None
+    allowance_tokens: int | None = None
 
 
 class TokenLogprob(Value, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from atlas.engine.chat_format import ChatFormat
-from atlas.engine.core import Cancel, Core
+from atlas.engine.core import Allow, Cancel, Core
 from atlas.engine.embedder import Embedder, open_embedder
 from atlas.engine.grammar import Grammars, Matcher
 from atlas.engine.group import Group
@@ -168,11 +168,19 @@ class LlamaEngine:
     def _job(self, prompt: Prompt) -> Job:
         tokens, in_reasoning = self._prompt_tokens(prompt)
         room = check_length(len(tokens), prompt, self._context_tokens)
-        group = _CountedGroup(prompt.n, prompt_tokens=len(tokens), cancel=lambda _: None, done=lambda: self._release(prompt.n))
+        group = _CountedGroup(
+            prompt.n,
+            prompt_tokens=len(tokens),
+            cancel=lambda indices: self._core.put(Cancel(job, indices)),
+            allowance_tokens=prompt.allowance_tokens,
+            on_allowance=lambda: self._core.put(Allow(job, group.allowance_tokens, group.is_ended)),
+        )
+        group.on_done = lambda: self._release(prompt.n)
         can_reason = bool(prompt.messages) and self._format.supports_thinking
         job = Job(
             prompt=prompt,
             tokens=np.array(tokens, np.int32),
+            allowance_tokens=prompt.allowance_tokens,
             max_tokens=room if prompt.max_tokens is not None else min(room, self._settings.max_tokens),
             group=group,
             recommended=self._recommended,
@@ -182,7 +190,6 @@ class LlamaEngine:
             may_reason=can_reason and prompt.thinking is not False,
             close_thinking=self._close_thinking,
         )
-        group.set_cancel(lambda indices: self._core.put(Cancel(job, indices)))
         return job
 
     def _matchers(self, prompt: Prompt) -> tuple[Matcher, ...]:
@@ -267,20 +274,13 @@ class LlamaEngine:
 class _CountedGroup(Group):
     """A group that gives its place in the queue back when it is done."""
 
-    def __init__(
-        self, num_candidates: int, *, prompt_tokens: int, cancel: Callable[[frozenset[int]], None], done: Callable[[], None]
-    ) -> None:
-        super().__init__(num_candidates, prompt_tokens=prompt_tokens, cancel=cancel)
-        self._done: Callable[[], None] | None = done
-
-    def set_cancel(self, cancel: Callable[[frozenset[int]], None]) -> None:
-        self._cancel = cancel
+    on_done: Callable[[], None] | None = None
 
     def _wake(self) -> None:
         super()._wake()
-        if self.is_done and self._done is not None:
-            self._done()
-            self._done = None
+        if self.is_done and self.on_done is not None:
+            self.on_done()
+            self.on_done = None
 
 
 def recommended_sampling(model: Model) -> Recommended:

@@ -16,21 +16,40 @@ class Group:
     The engine calls `put`, `finish` and `fail` in the event loop's thread; readers iterate. The deltas can be read once;
     `finished()` yields every Generation to each of its readers. A group nobody reads holds at most n * max_tokens small values.
 
+    A candidate that has generated its allowance is parked: it computes nothing, keeps what it has, and still obeys its deadline
+    and `cancel`. `allow` lets it go on, `end` says that nothing more will be allowed.
+
     Attributes:
         num_candidates: how many candidates will finish; indices are 0..num_candidates-1.
+        allowance_tokens: how many tokens each candidate may have generated; None is no bound.
+        is_ended: the allowance will not be raised any more.
+        end_reason: why, in the words of whoever called `end`.
         prompt_tokens: length of the prompt in tokens.
         cached_tokens: how many of them came from a shared prefix; known once the first candidate starts.
         is_started: whether the prompt has left the queue.
         generations: the candidates that have finished so far, in the order they did.
     """
 
-    def __init__(self, num_candidates: int, *, prompt_tokens: int, cancel: Cancel) -> None:
+    def __init__(
+        self,
+        num_candidates: int,
+        *,
+        prompt_tokens: int,
+        cancel: Cancel,
+        allowance_tokens: int | None = None,
+        on_allowance: Callable[[], None] | None = None,
+    ) -> None:
         self.num_candidates = num_candidates
+        self.allowance_tokens = allowance_tokens
+        self.is_ended = False
+        self.end_reason = ""
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.is_started = False
         self.generations: list[Generation] = []
         self._cancel = cancel
+        self._on_allowance = on_allowance
+        self._num_tokens = [0] * num_candidates
         self._deltas: list[Delta] = []
         self._error: Exception | None = None
         self._changed = asyncio.Event()
@@ -40,9 +59,45 @@ class Group:
         """Whether every candidate has finished or the group has failed."""
         return self._error is not None or len(self.generations) == self.num_candidates
 
+    @property
+    def num_generated(self) -> int:
+        """Most tokens any candidate has generated so far; a remote engine's count is a lower bound until its peer says more."""
+        return max(self._num_tokens)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens all candidates have generated so far, as `num_generated` counts them."""
+        return sum(self._num_tokens)
+
     def cancel(self, indices: Sequence[int] | None = None) -> None:
         """Stop all candidates, or these; each still ends with finish reason "abort". Idempotent, returns at once."""
         self._cancel(frozenset(range(self.num_candidates) if indices is None else indices))
+
+    def allow(self, tokens_per_candidate: int | None) -> None:
+        """Raise the allowance (None: no bound). It never falls, and stays as it is after `end`."""
+        now = self.allowance_tokens
+        if self.is_ended or now is None or (tokens_per_candidate is not None and tokens_per_candidate <= now):
+            return
+        self.allowance_tokens = tokens_per_candidate
+        self._tell_allowance()
+
+    def end(self, reason: str = "") -> None:
+        """Nothing more will be allowed: each candidate ends at its allowance, with finish reason "length". Idempotent.
+
+        A group without an allowance has nothing to end at.
+        """
+        if self.is_ended:
+            return
+        self.is_ended, self.end_reason = True, reason
+        self._tell_allowance()
+
+    async def reached(self, num_tokens: int) -> bool:
+        """Wait until a candidate has generated `num_tokens`; False if the group was done before."""
+        while self.num_generated < num_tokens:
+            if self.is_done:
+                return False
+            await self.changed()
+        return True
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         """Deltas of all candidates in the order they came. Raises what made the group fail."""
@@ -53,7 +108,7 @@ class Group:
             if not self._deltas:
                 if self.is_done:
                     break
-                await self._wait()
+                await self.changed()
         self._raise()
 
     async def finished(self) -> AsyncIterator[Generation]:
@@ -65,7 +120,7 @@ class Group:
                 yield self.generations[seen - 1]
             if self.is_done:
                 break
-            await self._wait()
+            await self.changed()
         self._raise()
 
     async def all(self) -> list[Generation]:
@@ -80,12 +135,16 @@ class Group:
         self.cached_tokens = cached_tokens
         self._wake()
 
-    def put(self, deltas: Iterable[Delta]) -> None:
+    def put(self, deltas: Iterable[Delta], counts: Iterable[tuple[int, int]] = ()) -> None:
+        """Hand on deltas, and how many tokens candidates have by now: pairs of index and number."""
         self._deltas.extend(deltas)
+        for index, num_tokens in counts:
+            self._num_tokens[index] = num_tokens
         self._wake()
 
     def finish(self, generation: Generation) -> None:
         self.generations.append(generation)
+        self._num_tokens[generation.index] = generation.num_tokens
         self._wake()
 
     def fail(self, error: Exception) -> None:
@@ -93,12 +152,30 @@ class Group:
             self._error = error
             self._wake()
 
+    async def allowed(self, num_tokens: int) -> bool:
+        """Wait until a candidate that has `num_tokens` may have another; False if it must end instead."""
+        while self.is_spent(num_tokens):
+            if self.is_ended:
+                return False
+            await self.changed()
+        return True
+
+    def is_spent(self, num_tokens: int) -> bool:
+        """Whether a candidate that has `num_tokens` has used up its allowance."""
+        return self.allowance_tokens is not None and num_tokens >= self.allowance_tokens
+
+    async def changed(self) -> None:
+        """Wait for anything new: deltas, an end, another allowance."""
+        await self._changed.wait()
+
+    def _tell_allowance(self) -> None:
+        if self._on_allowance is not None:
+            self._on_allowance()
+        self._wake()
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-    async def _wait(self) -> None:
-        await self._changed.wait()
 
     def _raise(self) -> None:
         if self._error is not None:

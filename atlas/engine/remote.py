@@ -3,6 +3,10 @@
 What the wire does not carry stays unknown: token ids, hidden states, the length of a prompt before it is answered (it is 0 until
 the peer sends its usage, at the end), and, for several candidates in one request, how many tokens each took (counted from
 log-probabilities if they were asked for, else in chunks, of which most servers send one per token).
+
+While an answer is made its tokens are counted the same way: a lower bound. An allowance is kept by not reading on, so that TCP
+holds the peer back; what fits its buffers the peer may still generate, and charge for. Candidates of one connection wait together
+for the first of them that is parked.
 """
 
 from __future__ import annotations
@@ -92,7 +96,7 @@ class RemoteEngine:
             if group.is_done:  # by the failure of one connection: the others have no reader
                 group.cancel()
 
-        group = Group(prompt.n, prompt_tokens=0, cancel=cancel)
+        group = Group(prompt.n, prompt_tokens=0, cancel=cancel, allowance_tokens=prompt.allowance_tokens)
         for leg in legs:
             self._legs.add(leg)
             leg.start(group, self._totals, deadline).add_done_callback(ended)
@@ -200,6 +204,7 @@ class _Leg:
         self.indices = frozenset(indices)
         self.task: asyncio.Task[None] | None = None
         self._is_reading = True
+        self._is_cut = False  # the peer would go on, but some candidate may not
         self._url = url
         self._usage: wire.Usage | None = None
         self._candidates = [_Candidate(index, prompt, model) for index in indices]
@@ -213,7 +218,7 @@ class _Leg:
     def cancel(self, indices: frozenset[int]) -> None:
         """Give up some candidates; the connection is closed when none is left."""
         self._abort(indices)
-        if self._group.is_done or all(candidate.is_done for candidate in self._candidates):
+        if self._group.is_done or self._is_over:
             # not before the task has run for the first time, lest it never closes its connection
             asyncio.get_running_loop().call_soon(self._interrupt)
 
@@ -238,6 +243,8 @@ class _Leg:
             self.task.cancel()
 
     async def _read(self) -> None:
+        if not await self._may_go_on():
+            return
         async for event in wire.events(self.response):
             chunk = wire.decode(event, wire.Chunk)
             if chunk.error is not None:
@@ -248,6 +255,24 @@ class _Leg:
                 self._usage = chunk.usage
             for choice in chunk.choices:
                 self._take(choice)
+            if not await self._may_go_on():
+                return
+
+    @property
+    def _is_over(self) -> bool:
+        return all(candidate.is_done for candidate in self._candidates)
+
+    async def _may_go_on(self) -> bool:
+        """Wait until no candidate is parked; those that never may go on end here. False if there is nothing left to read."""
+        group = self._group
+        while not group.is_done and (parked := [c for c in self._candidates if c.is_open and group.is_spent(c.num_tokens)]):
+            if not group.is_ended:
+                await group.changed()
+                continue
+            self._is_cut = True
+            for candidate in parked:
+                self._end(candidate, "length")
+        return not (self._is_cut and self._is_over)
 
     def _take(self, choice: wire.Choice) -> None:
         if not 0 <= choice.index < len(self._candidates):
@@ -257,7 +282,7 @@ class _Leg:
             return
         delta = candidate.take(choice)
         if delta is not None:
-            self._group.put([delta])
+            self._group.put([delta], [(candidate.index, candidate.num_tokens)])
         # with one candidate, usage tells its tokens: wait for it
         if candidate.finish_reason is not None and len(self._candidates) > 1:
             self._end(candidate, candidate.finish_reason)
@@ -270,7 +295,8 @@ class _Leg:
         group.cached_tokens = (usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens) or 0
         totals["prompt_tokens"] += group.prompt_tokens
         totals["cached_tokens"] += group.cached_tokens
-        totals["generated_tokens"] += usage.completion_tokens
+        counted = sum(candidate.num_tokens for candidate in self._candidates)
+        totals["generated_tokens"] += usage.completion_tokens or counted
         for candidate in self._candidates:
             if candidate.finish_reason is None and not candidate.is_done:
                 raise UpstreamFailed(f"{self._url} ended its stream before candidate {candidate.index} was finished")
@@ -307,6 +333,16 @@ class _Candidate:
         self._started_s = time.monotonic()
         self._first_token_s = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        """More of it may come."""
+        return self.finish_reason is None and not self.is_done
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far, at least: a server may put several into a chunk."""
+        return len(self._logprobs) or self._num_chunks
+
     def take(self, choice: wire.Choice) -> Delta | None:
         """Add a chunk; returns what it brought, None if nothing."""
         gain = choice.delta or wire.Gain(content=choice.text)
@@ -342,7 +378,6 @@ class _Candidate:
         return ToolCallDelta(index=piece.index, id=call.id, name=call.name, arguments=arguments)
 
     def generation(self, reason: FinishReason, num_tokens: int | None) -> Generation:
-        counted = len(self._logprobs) or self._num_chunks
         total = sum(logprob.logprob for logprob in self._logprobs)
         return Generation(
             index=self.index,
@@ -353,7 +388,7 @@ class _Candidate:
             finish_reason=reason,
             matched_stop=self._matched_stop,
             model=self._model,
-            num_tokens=counted if num_tokens is None else num_tokens,
+            num_tokens=self.num_tokens if num_tokens is None else num_tokens,
             logprobs=tuple(self._logprobs),
             mean_logprob=total / len(self._logprobs) if self._logprobs else None,
             timings=Timings(first_token_s=self._first_token_s, total_s=time.monotonic() - self._started_s),

@@ -3,6 +3,10 @@
 Every step takes all decoding sequences (one row each), then prefill rows, oldest prompt first, up to a bounded chunk. When cells
 run out, finished prefixes are evicted first (least recently used), then the youngest running sequence is preempted: it keeps its
 tokens, loses its cells, and is fed again later. So no sequence ever fails because of another.
+
+A parked sequence (its job allows it no more tokens for now) gets no rows. It keeps its place and cells until somebody waits for
+them: then it is set aside, its cells become a prefix like a finished one's, and it queues again, in its old turn, when it may go
+on.
 """
 
 from __future__ import annotations
@@ -55,12 +59,13 @@ class Scheduler:
         self._num_rows = 0
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._tie = count()
+        self._aside: list[Sequence] = []  # parked and without a sequence id
         self.running: list[Sequence] = []  # in the order they were admitted
         self.num_preempted = 0
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._aside)
 
     @property
     def cells_used(self) -> int:
@@ -72,26 +77,38 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.running or self._waiting)
+        return bool(self._waiting) or any(not sequence.is_parked for sequence in self.running)
 
     def add(self, sequence: Sequence) -> None:
-        heapq.heappush(self._waiting, (sequence.job.order, next(self._tie), sequence))
+        if sequence.is_parked:
+            self._aside.append(sequence)
+        else:
+            heapq.heappush(self._waiting, (sequence.job.order, next(self._tie), sequence))
+
+    def resume(self) -> None:
+        """Some allowance has been raised: whoever was set aside and may go on queues again."""
+        aside, self._aside = self._aside, []
+        for sequence in aside:
+            self.add(sequence)
 
     def waiting(self) -> list[Sequence]:
-        return [entry[2] for entry in self._waiting]
+        return [entry[2] for entry in self._waiting] + self._aside
 
     def forget(self, sequence: Sequence) -> None:
         """Take a waiting sequence off the queue."""
+        self._aside = [other for other in self._aside if other is not sequence]
         self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
         heapq.heapify(self._waiting)
 
     def admit(self) -> list[Sequence]:
         """Move waiting sequences to running while there are ids and cells; in order, so that none starves."""
         admitted = []
-        while self._waiting and len(self.running) < self._max_running:
+        while self._waiting:
             sequence = self._waiting[0][2]
-            if self.running and self._cells_needed(sequence) > self._cells_spare():
-                break
+            if not self._fits(sequence):
+                if not self._set_one_aside():
+                    break
+                continue
             heapq.heappop(self._waiting)
             sequence.seq_id = self._take_id()
             sequence.is_placed = False
@@ -102,7 +119,7 @@ class Scheduler:
     def plan(self) -> Plan:
         """The next step's rows; makes room for them."""
         self._make_room_for_decoding()
-        decode = [Part(s, s.num_held, s.to_feed, True) for s in self.running if s.is_decoding]
+        decode = [Part(s, s.num_held, s.to_feed, True) for s in self.running if s.is_decoding and not s.is_parked]
         self._num_rows += len(decode)
         self._drop_stale()
         limit = self._runner.batch.capacity - len(decode)
@@ -128,10 +145,25 @@ class Scheduler:
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's cells; it goes back to the head of the queue with its tokens."""
-        self.retire(sequence, keep=False)
-        sequence.num_held = 0
+        self._put_back(sequence, keep=False)
         self.num_preempted += 1
+
+    def _put_back(self, sequence: Sequence, *, keep: bool) -> None:
+        self.retire(sequence, keep=keep)
+        sequence.num_held = 0
         self.add(sequence)
+
+    def _fits(self, sequence: Sequence) -> bool:
+        if len(self.running) >= self._max_running:
+            return False
+        return not self.running or self._cells_needed(sequence) <= self._cells_spare()
+
+    def _set_one_aside(self) -> bool:
+        """Take the place of the youngest parked sequence; False if none is parked."""
+        parked = [sequence for sequence in self.running if sequence.is_parked]
+        if parked:
+            self._put_back(max(parked, key=_turn), keep=True)
+        return bool(parked)
 
     def _prefill_parts(self, budget: int, *, reserved: int) -> list[Part]:
         parts: list[Part] = []
@@ -188,7 +220,7 @@ class Scheduler:
 
     def _make_room_for_decoding(self) -> None:
         while True:
-            rows = sum(sequence.is_decoding for sequence in self.running)
+            rows = sum(sequence.is_decoding and not sequence.is_parked for sequence in self.running)
             if self._room(rows) >= rows:
                 return
             self.preempt(self._youngest())
@@ -205,7 +237,8 @@ class Scheduler:
         return free
 
     def _youngest(self) -> Sequence:
-        return max((s for s in self.running if s.is_placed), key=lambda s: (s.job.order, s.index))
+        """Who gives way first: parked ones, then those that came last."""
+        return max((s for s in self.running if s.is_placed), key=lambda s: (s.is_parked, _turn(s)))
 
     def _drop_stale(self) -> None:
         """Finished prefixes beyond their number, or carried longer than computing them again would take."""
@@ -225,6 +258,10 @@ class Scheduler:
         self._tree.release(seq_id)
         self._runner.drop(seq_id)
         self._free_ids.append(seq_id)
+
+
+def _turn(sequence: Sequence) -> tuple[tuple[int, int], int]:
+    return sequence.job.order, sequence.index
 
 
 def _common(first: Tokens, second: Tokens) -> int:

@@ -79,7 +79,12 @@ class ScriptedEngine:
         self.prompts.append(prompt)
         self._counts["prompt_tokens"] += prompt_tokens
         tasks: list[asyncio.Task[FinishReason]] = []
-        group = Group(prompt.n, prompt_tokens=prompt_tokens, cancel=lambda indices: _cancel(tasks, indices))
+        group = Group(
+            prompt.n,
+            prompt_tokens=prompt_tokens,
+            cancel=lambda indices: _cancel(tasks, indices),
+            allowance_tokens=prompt.allowance_tokens,
+        )
         group.start(cached_tokens=0)
         for index, reply in enumerate(self._choose(prompt)):
             candidate = _Candidate(index, prompt, group, self.capabilities.model)
@@ -149,7 +154,7 @@ class ScriptedEngine:
             async with asyncio.timeout(candidate.prompt.deadline_s):
                 for num_tokens in itertools.count():
                     await asyncio.sleep(self._delay_s)
-                    if num_tokens == max_tokens:
+                    if num_tokens == max_tokens or not await candidate.group.allowed(num_tokens):
                         return "length"
                     self._counts["generated_tokens"] += 1
                     if num_tokens == len(reply) or candidate.take(self._ids[reply[num_tokens].encode()], reply[num_tokens]):
@@ -163,8 +168,8 @@ class _Candidate:
     """One answer in the making; changed only by its own task."""
 
     def __init__(self, index: int, prompt: Prompt, group: Group, model: str) -> None:
-        self.prompt = prompt
-        self._index, self._group, self._model = index, group, model
+        self.prompt, self.group = prompt, group
+        self._index, self._model = index, model
         is_chat = bool(prompt.messages)
         self._stream = TextStream(prompt.stop)
         self._parser = OutputParser(
@@ -185,15 +190,15 @@ class _Candidate:
         logprob = _logprob(token, piece.encode(), self.prompt.top_logprobs or 0)
         self._logprobs.append(logprob)
         shown = () if self.prompt.top_logprobs is None else (logprob,)
-        if any(parsed) or shown:
-            self._put(Delta(index=self._index, logprobs=shown, **parsed._asdict()))
+        said = [Delta(index=self._index, logprobs=shown, **parsed._asdict())] if any(parsed) or shown else []
+        self.group.put(said, [(self._index, len(self._tokens))])
         return self._stream.stopped
 
     def close(self, task: asyncio.Task[FinishReason]) -> None:
         """The task is done: hand on the last Delta and the Generation."""
         if not task.cancelled() and (error := task.exception()) is not None:
             assert isinstance(error, Exception)
-            self._group.fail(error)
+            self.group.fail(error)
             return
         reason = "abort" if task.cancelled() else task.result()
         num_tokens = len(self._tokens) + (reason == "stop" and not self._stream.stopped)
@@ -208,11 +213,8 @@ class _Candidate:
             tool_calls=parsed.tool_calls + rest.tool_calls,
             finish_reason=reason,
         )
-        self._put(last)
-        self._group.finish(self._generation(reason, num_tokens))
-
-    def _put(self, delta: Delta) -> None:
-        self._group.put([delta])
+        self.group.put([last])
+        self.group.finish(self._generation(reason, num_tokens))
 
     def _generation(self, reason: FinishReason, num_tokens: int) -> Generation:
         total = sum(logprob.logprob for logprob in self._logprobs)

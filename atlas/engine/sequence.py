@@ -24,7 +24,8 @@ class Job:
 
     Attributes:
         tokens: the prompt, (prompt_tokens,).
-        max_tokens: bound on generated tokens per candidate; prompt plus this fits the context.
+        max_tokens: bound on generated tokens per candidate; prompt plus this fits the context. Falls when the group is ended.
+        allowance_tokens: a candidate that has generated this many is parked; None is no bound.
         matchers: where each candidate stands in the grammar its answer must follow; empty for free text.
         in_reasoning: the prompt ends inside an open think block.
         parses_reasoning: a think block in the answer is told apart from its text.
@@ -45,6 +46,7 @@ class Job:
     seed: int = field(default_factory=lambda: secrets.randbits(32))
     submitted_at: float = field(default_factory=time.monotonic)
     arrival: int = 0
+    allowance_tokens: int | None = None
     is_started: bool = False
     is_kept: bool = False  # one finished candidate already keeps the prompt as a prefix for others
 
@@ -53,9 +55,10 @@ class Job:
         return self.prompt.priority, self.arrival
 
     @property
-    def is_late(self) -> bool:
+    def late_at(self) -> float | None:
+        """When the deadline passes, on the monotonic clock."""
         deadline_s = self.prompt.deadline_s
-        return deadline_s is not None and time.monotonic() - self.submitted_at > deadline_s
+        return None if deadline_s is None else self.submitted_at + deadline_s
 
     def sampling(self, index: int) -> Sampling:
         given = self.prompt.sampling
@@ -122,6 +125,12 @@ class Sequence:
     @property
     def num_generated(self) -> int:
         return self.length - self.prompt_length
+
+    @property
+    def is_parked(self) -> bool:
+        """It has generated what it may: no rows until more is allowed."""
+        allowance = self.job.allowance_tokens
+        return allowance is not None and self.num_generated >= allowance
 
     @property
     def to_feed(self) -> Tokens:

@@ -61,6 +61,8 @@ def _check_numbers(prompt: Prompt, can: Capabilities) -> None:
         )
     if prompt.max_tokens is not None and prompt.max_tokens < 1:
         raise BadRequest(f"max_tokens is {prompt.max_tokens}; it must be at least 1", param="max_tokens")
+    if prompt.allowance_tokens is not None and prompt.allowance_tokens < 0:
+        raise BadRequest(f"allowance_tokens is {prompt.allowance_tokens}; it must be at least 0", param="allowance_tokens")
     if prompt.top_logprobs is not None and not 0 <= prompt.top_logprobs <= MAX_TOP_LOGPROBS:
         raise BadRequest(f"top_logprobs is {prompt.top_logprobs}; it must lie in 0..{MAX_TOP_LOGPROBS}", param="top_logprobs")
 
