@@ -37,6 +37,7 @@ def test_the_wheel_holds_settings_migrations_and_models(wheel: Path) -> None:
         "atlas/atlas.toml",
         "atlas/store/migrations/env.py",
         "atlas/store/migrations/versions/0001_api_keys.py",
+        "atlas/store/migrations/versions/0002_shared_use.py",
         "atlas/py.typed",
     }
     models = {f"atlas/{path.relative_to(ROOT)}" for path in (ROOT / "models").rglob("*") if path.is_file()}

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from atlas.types import Limits
+
 PREFIX = "sk-llm-"
 RANDOM_CHARS = 43  # 62**43 > 2**256
 CHECK_CHARS = 6  # 62**6 > 2**32
@@ -28,24 +30,33 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What may be shown of a key; times are Unix seconds.
 
     Attributes:
+        owner: id of the user it belongs to.
+        models: ids it may name; None is all.
         prefix: the first twelve characters of the key.
         last4: its last four.
+        last_used_at: to the minute.
+        is_active: False while switched off.
+        rotated_to: id of the key that replaces this one.
     """
 
     id: str
     name: str
     owner: str
     scopes: tuple[str, ...]
+    models: tuple[str, ...] | None = None
+    limits: Limits = Limits()
     prefix: str
     last4: str
     created_at: float
     expires_at: float | None = None
     revoked_at: float | None = None
     last_used_at: float | None = None
+    is_active: bool = True
+    rotated_to: str | None = None
 
     def is_valid(self, now_s: float) -> bool:
-        """Whether the key opens anything at `now_s`."""
-        return self.revoked_at is None and (self.expires_at is None or now_s < self.expires_at)
+        """Whether the key opens anything at `now_s`, as far as the key itself is concerned: its owner may be disabled."""
+        return self.is_active and self.revoked_at is None and (self.expires_at is None or now_s < self.expires_at)
 
 
 class MintedKey(NamedTuple):

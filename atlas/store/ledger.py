@@ -1,83 +1,186 @@
-"""The SQL ledger: one file, one writer thread, migrated at start."""
+"""The SQL ledger: one writer thread that commits in groups, migrated at start; SQLite by default, PostgreSQL by URL.
+
+Not covered: two servers on one SQLite file (the data directory's lock keeps them apart), and a PostgreSQL behind a pooler that gives
+each transaction another connection (the lock that keeps servers apart belongs to a connection).
+"""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from atlas.errors import OperatorError
+from atlas.errors import LedgerUnavailable, OperatorError
+from atlas.store.database import Database
 
 T = TypeVar("T")
-BUSY_TIMEOUT_MS = 5000  # only a backup tool can hold the file against us; chosen
+Item = TypeVar("Item")
+GROUP_LIMIT = 512  # works in one commit: bounds how long one waits for its neighbours; chosen
+CHECK_TIMEOUT_S = 5.0  # a commit that takes longer than this is as good as none
+RETRY_AFTER_S = 5.0  # chosen; a full disk or a restarting server takes about as long
+
+log = structlog.get_logger("atlas.store")
+
+
+class _Job(NamedTuple):
+    run: Callable[[sa.Connection, Sequence[Any]], Sequence[Any]]  # any item type, the same as `item`
+    item: Any
+    future: Future[Any]
 
 
 class Ledger:
-    """Transactions on the ledger file.
+    """Transactions on the ledger.
 
-    Writes run one after another in one thread, each in its own BEGIN IMMEDIATE, so they never meet a lock half-way. Reads run in
-    the caller's thread and see a snapshot.
+    All works that wait when the writer thread comes round share one transaction and one fsync. If one of them raises, all are
+    rolled back and each runs again alone, so a work may run twice and must touch nothing but its connection. What was asked for
+    is written whether or not anybody waits for its future: cancelling that has no effect.
+
+    A ledger that cannot be written fails the works of that group with `LedgerUnavailable` and is tried again by the next.
     """
 
-    def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600)
-        path.chmod(0o600)
-        self._path = path
-        self._engine = sa.create_engine(f"sqlite:///{path}")
-        sa.event.listen(self._engine, "connect", _prepare)
-        sa.event.listen(self._engine, "begin", _begin)
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._is_closed = False
+        self._is_down = False
+        self._writer = threading.Thread(target=self._serve, name="ledger", daemon=True)
+        self._writer.start()
 
     def migrate(self) -> None:
         """Bring the tables to this version's shape.
 
         Raises:
-            OperatorError: the file is no ledger, or was written by a newer version.
+            OperatorError: the ledger cannot be used, or was written by a newer version.
         """
         try:
             self.write(_upgrade).result()
         except CommandError:
             raise OperatorError(
-                f"{self._path} was written by a newer version of ATLAS; install that version, or start with another --data-dir"
+                f"{self.database.name} was written by a newer version of ATLAS; install that, or start with another --data-dir"
             ) from None
-        except sa.exc.DatabaseError as error:
-            raise OperatorError(f"{self._path}: {error.orig}; restore it from a backup, or move it away to start anew") from None
+        except LedgerUnavailable as error:
+            raise OperatorError(f"{self.database.name}: {error.__cause__}; {self.database.remedy}") from None
 
     def write(self, work: Callable[[sa.Connection], T]) -> Future[T]:
         """Run `work` in the writer thread, committed when the future is done, rolled back if it raises."""
-        return self._writer.submit(self._transaction, work, immediate=True)
+        return self.batch(_run_each, work)
+
+    def batch(self, run: Callable[[sa.Connection, Sequence[Item]], Sequence[T]], item: Item) -> Future[T]:
+        """Have `run` called with all waiting items that name it, in order; each future gets its own result.
+
+        Works of different `run`s in one group may change places: wait for the first where the order matters. If `run` raises, it
+        is called again with each item alone.
+        """
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
+        with self._closing:
+            if self._is_closed:
+                future.set_exception(LedgerUnavailable("the ledger is closed: the server is stopping"))
+            else:
+                self._queue.put(_Job(run, item, future))
+        return future
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run `work` here, on a snapshot."""
-        return self._transaction(work, immediate=False)
+        """Run `work` here, on a snapshot.
+
+        Raises:
+            LedgerUnavailable: the ledger cannot be read.
+        """
+        try:
+            with self.database.engine.connect() as connection, connection.begin():
+                return work(connection)
+        except sa.exc.DBAPIError as error:
+            if self.database.is_down(error):
+                raise self._unavailable(error) from error.orig
+            raise
 
     def close(self) -> None:
-        """Finish the writes that were asked for, then close the file."""
-        self._writer.shutdown(wait=True)
-        self._engine.dispose()
+        """Finish the writes that were asked for, then close the connections."""
+        with self._closing:
+            if not self._is_closed:
+                self._is_closed = True
+                self._queue.put(None)
+        self._writer.join()
+        self.database.close()
 
-    def _transaction(self, work: Callable[[sa.Connection], T], *, immediate: bool) -> T:
-        with self._engine.connect().execution_options(atlas_immediate=immediate) as connection, connection.begin():
-            return work(connection)
+    def _serve(self) -> None:
+        while (job := self._queue.get()) is not None:
+            group = [job]
+            is_last = False
+            while len(group) < GROUP_LIMIT and not self._queue.empty():  # this thread alone takes from it
+                following = self._queue.get()
+                if following is None:
+                    is_last = True
+                    break
+                group.append(following)
+            self._commit(group)
+            if is_last:
+                return
+
+    def _commit(self, group: list[_Job]) -> None:
+        try:
+            results = self._run(group)
+        except sa.exc.DBAPIError as error:
+            if self.database.is_down(error):
+                self._fail(group, error)
+            else:
+                self._commit_alone(group, error)
+        except Exception as error:  # whatever a work raises belongs to whoever asked for it
+            self._commit_alone(group, error)
+        else:
+            if self._is_down:
+                self._is_down = False
+                log.info("ledger.recovered")
+            for job, result in results:
+                job.future.set_result(result)
+
+    def _commit_alone(self, group: list[_Job], error: Exception) -> None:
+        if len(group) == 1:
+            group[0].future.set_exception(error)
+            return
+        for job in group:
+            self._commit([job])
+
+    def _run(self, group: list[_Job]) -> list[tuple[_Job, Any]]:
+        by_run: dict[Callable[[sa.Connection, Sequence[Any]], Sequence[Any]], list[_Job]] = {}
+        for job in group:
+            by_run.setdefault(job.run, []).append(job)
+        results: list[tuple[_Job, Any]] = []
+        with self.database.writing() as connection:
+            for run, jobs in by_run.items():
+                results += zip(jobs, run(connection, [job.item for job in jobs]), strict=True)
+        return results
+
+    def _fail(self, group: list[_Job], error: sa.exc.DBAPIError) -> None:
+        """Every work of the group fails: what is wrong is the ledger. The next group tries it afresh."""
+        self.database.disconnect()
+        if not self._is_down:
+            self._is_down = True
+            log.error("ledger.unavailable", reason=str(error.orig))
+        for job in group:
+            job.future.set_exception(self._unavailable(error))
+
+    def _unavailable(self, error: sa.exc.DBAPIError) -> LedgerUnavailable:
+        unavailable = LedgerUnavailable(
+            f"the ledger cannot be used just now ({self.database.reason(error)}); nothing that must be accounted for can begin",
+            retry_after_s=RETRY_AFTER_S,
+        )
+        unavailable.__cause__ = error.orig
+        return unavailable
 
 
-def _prepare(connection: sqlite3.Connection, _record: Any) -> None:  # SQLAlchemy's connection record
-    # We begin transactions ourselves: sqlite3's own handling begins late and would break BEGIN IMMEDIATE.
-    connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: sa.Connection) -> None:
-    immediate = connection.get_execution_options().get("atlas_immediate", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+def _run_each(connection: sa.Connection, works: Sequence[Callable[[sa.Connection], Any]]) -> list[Any]:
+    return [work(connection) for work in works]
 
 
 def _upgrade(connection: sa.Connection) -> None:

@@ -1,4 +1,7 @@
-"""The ledger's tables as the code sees them; `migrations` makes them, and a test compares the two."""
+"""The ledger's tables as the code sees them; `migrations` makes them, and a test compares the two.
+
+Times are Unix seconds. What a stranger could use (passwords, keys, tokens) is here as a hash only.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,145 @@ import sqlalchemy as sa
 
 metadata = sa.MetaData()
 
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("username", sa.String(50), nullable=False),  # empty before set-up
+    sa.Column("username_key", sa.String(50), unique=True),  # case-folded; NULL before set-up
+    sa.Column("email", sa.String(255), nullable=False),
+    sa.Column("email_key", sa.String(255), unique=True),  # case-folded; NULL for none
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("limits", sa.JSON, nullable=False),
+    sa.Column("password", sa.String(255)),  # argon2id, with its parameters
+    sa.Column("generation", sa.Integer, nullable=False),  # raised to end every session and access token at once
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("disabled_at", sa.Float),
+)
+
+one_time_tokens = sa.Table(
+    "one_time_tokens",
+    metadata,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),  # SHA-256
+    sa.Column("id", sa.String(32), nullable=False, unique=True),
+    sa.Column("kind", sa.String(16), nullable=False),  # setup, invitation, reset
+    sa.Column("user_id", sa.ForeignKey("users.id")),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("email", sa.String(255), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+)
+
 api_keys = sa.Table(
     "api_keys",
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),  # HMAC-SHA256(pepper, key)
     sa.Column("name", sa.String(200), nullable=False),
-    sa.Column("owner", sa.String(200), nullable=False),
+    sa.Column("owner", sa.ForeignKey("users.id"), nullable=False),
     sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("models", sa.JSON),  # JSON null for all
+    sa.Column("limits", sa.JSON, nullable=False),
     sa.Column("prefix", sa.String(12), nullable=False),
     sa.Column("last4", sa.String(4), nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),  # Unix seconds, as all times here
+    sa.Column("is_active", sa.Boolean, nullable=False),
+    sa.Column("rotated_to", sa.String(32)),
+    sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("expires_at", sa.Float),
     sa.Column("revoked_at", sa.Float),
     sa.Column("last_used_at", sa.Float),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),  # SHA-256 of the cookie
+    sa.Column("user_id", sa.ForeignKey("users.id"), nullable=False, index=True),
+    sa.Column("csrf", sa.String(64), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("last_seen_at", sa.Float, nullable=False),
+    sa.Column("source", sa.String(64), nullable=False),
+    sa.Column("user_agent", sa.String(200), nullable=False),
+)
+
+refresh_tokens = sa.Table(
+    "refresh_tokens",
+    metadata,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),  # SHA-256
+    sa.Column("family", sa.String(32), nullable=False, index=True),
+    sa.Column("user_id", sa.ForeignKey("users.id"), nullable=False, index=True),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False, index=True),
+    sa.Column("used_at", sa.Float),  # kept after use: its return means that somebody copied it
+    sa.Column("source", sa.String(64), nullable=False),
+)
+
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),  # from 1, without gaps
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("actor", sa.String(64), nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("object", sa.String(64), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),  # canonical JSON, as it was hashed
+    sa.Column("source", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+
+reservations = sa.Table(
+    "reservations",
+    metadata,
+    sa.Column("request_id", sa.String(128), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("owner", sa.String(32), nullable=False),
+    sa.Column("key_id", sa.String(32), nullable=False),
+    sa.Column("route", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(200), nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cost", sa.BigInteger, nullable=False),  # millionths of the currency, as all costs here
+)
+
+usage_events = sa.Table(
+    "usage_events",
+    metadata,
+    sa.Column("request_id", sa.String(128), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False, index=True),
+    sa.Column("owner", sa.String(32), nullable=False),
+    sa.Column("key_id", sa.String(32), nullable=False),
+    sa.Column("route", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(200), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cost", sa.BigInteger, nullable=False),
+    sa.Column("finish", sa.String(64), nullable=False),
+    sa.Column("is_streamed", sa.Boolean, nullable=False),
+    sa.Column("is_estimated", sa.Boolean, nullable=False),
+    sa.Column("queue_s", sa.Float, nullable=False),
+    sa.Column("ttft_s", sa.Float),
+    sa.Column("wall_s", sa.Float, nullable=False),
+    sa.Index("ix_usage_events_owner_at", "owner", "at"),
+)
+
+usage_hours = sa.Table(
+    "usage_hours",
+    metadata,
+    sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False),  # Unix time // 3600
+    sa.Column("owner", sa.String(32), primary_key=True),
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cost", sa.BigInteger, nullable=False),
+    sa.Column("wall_s", sa.Float, nullable=False),
 )
 
 meta = sa.Table(

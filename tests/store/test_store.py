@@ -18,9 +18,8 @@ from alembic.migration import MigrationContext
 
 from atlas.errors import BadRequest, DataDirectoryBusy, NotFound, OperatorError, SettingsError, Unauthorized
 from atlas.store import DataDirectory, Store, open_store
+from atlas.store.keyring import LAST_USED_RESOLUTION_S
 from atlas.store.keys import is_well_formed, new_key
-from atlas.store.ledger import Ledger
-from atlas.store.store import LAST_USED_RESOLUTION_S
 from atlas.store.tables import metadata
 
 
@@ -44,9 +43,9 @@ def mode(path: Path) -> int:
 
 
 def test_a_minted_key_verifies_to_its_principal(store: Store) -> None:
-    key, info = store.mint("laptop", owner="ana", scopes=("chat", "tasks"))
+    key, info = store.mint("laptop", scopes=("chat", "tasks"))
     principal = store.verify(key)
-    assert (principal.key_id, principal.name, principal.owner) == (info.id, "laptop", "ana")
+    assert (principal.key_id, principal.name, principal.owner) == (info.id, "laptop", store.accounts.owner().id)
     assert principal.scopes == {"chat", "tasks"}
 
 
@@ -180,9 +179,7 @@ def test_keys_minted_from_many_threads_are_all_there(store: Store) -> None:
 def test_a_key_in_use_while_it_is_revoked_stays_revoked(directory: DataDirectory) -> None:
     """Noting the use and revoking both change the key; neither may undo the other."""
     ticks = itertools.count(step=LAST_USED_RESOLUTION_S + 1)
-    ledger = Ledger(directory.ledger)
-    ledger.migrate()
-    store = Store(ledger, b"pepper", clock=lambda: next(ticks))
+    store = open_store(directory, clock=lambda: next(ticks))
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     for _ in range(20):
