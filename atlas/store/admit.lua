@@ -1,0 +1,72 @@
+-- Admits a request or says why not; all or nothing. Needs common.lua in front.
+-- ARGV: id, owner, key, tokens, cost, limits of the owner, limits of the key
+-- Reply: "ok now_us, then of the tightest request and token limit: limit left limit left, token_reset_us" (-1: none),
+-- "no now_us refusal...", "duplicate" or "lost".
+local id, tokens, cost = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
+local subjects = subjects_of(ARGV[2], ARGV[3], ARGV[6], ARGV[7])
+
+if redis.call('EXISTS', PREFIX .. 'r:' .. id) == 1 then return 'duplicate' end
+
+local function check_requests(of)
+  local key = PREFIX .. 'q:' .. of.name
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', string.format('(%.0f', now_us - WINDOW_US))
+  local used = redis.call('ZCARD', key)
+  of.requests_left = of.requests - used - 1
+  if of.requests_left >= 0 then return end
+  local last_to_leave = redis.call('ZRANGE', key, used - of.requests, used - of.requests, 'WITHSCORES')[2]
+  refuse(of, 'requests_per_minute', of.requests, used, (last_to_leave or now_us) + WINDOW_US + 1 - now_us)
+end
+
+local function check_concurrency(of)
+  local used = redis.call('SCARD', PREFIX .. 'c:' .. of.name)
+  if used >= of.concurrency then refuse(of, 'concurrency', of.concurrency, used, 0) end
+end
+
+local function charge(of)
+  if of.requests then
+    redis.call('ZADD', PREFIX .. 'q:' .. of.name, now_us, id)
+    redis.call('PEXPIRE', PREFIX .. 'q:' .. of.name, KEEP_WINDOW_MS)
+  end
+  if of.concurrency then
+    redis.call('SADD', PREFIX .. 'c:' .. of.name, id)
+    redis.call('EXPIRE', PREFIX .. 'c:' .. of.name, KEEP_REQUEST_S)
+  end
+  if of.window then charge_window(of.window, bucket, tokens) end
+  charge_budget(of.budget, tokens, cost)
+end
+
+local function tighter(best, limit, left)
+  if best and best.left <= left then return best end
+  return { limit = limit, left = left }
+end
+
+-- 1) check everything
+for _, of in ipairs(subjects) do
+  of.budget = open_budget(of.name, today)
+  if of.tokens then of.window = open_window(of.name) end
+  if of.requests then check_requests(of) end
+  if of.window then check_tokens(of, of.window, tokens) end
+  if of.concurrency then check_concurrency(of) end
+  check_budgets(of, of.budget, tokens, cost)
+end
+if #refusals > 0 then return string.format('no %.0f ', now_us) .. table.concat(refusals, ' ') end
+
+-- 2) charge everything
+local windows = ''
+local by_requests, by_tokens
+for _, of in ipairs(subjects) do
+  charge(of)
+  if of.requests then by_requests = tighter(by_requests, of.requests, of.requests_left) end
+  if of.window then
+    by_tokens = tighter(by_tokens, of.tokens, of.tokens - of.window.sum)
+    windows = windows .. string.sub(of.kind, 1, 1)
+  end
+end
+local charges = windows ~= '' and { { at = bucket, amount = tokens } } or {}
+if windows == '' then windows = '-' end
+write_request(id, { tokens = tokens, cost = cost, day = today, windows = windows, charges = charges })
+
+local none = { limit = -1, left = -1 }
+by_requests, by_tokens = by_requests or none, by_tokens or none
+return string.format('ok %.0f %.0f %.0f %.0f %.0f %.0f', now_us, by_requests.limit, by_requests.left,
+  by_tokens.limit, by_tokens.left, (bucket + BUCKETS + 1) * BUCKET_US - now_us)

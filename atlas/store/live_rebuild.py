@@ -1,0 +1,152 @@
+"""Makes the counters of Live again from the ledger, in a Redis that may hold none, old ones or some of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any, NamedTuple
+
+from atlas.store.live_values import Argument, Caller, Counts, OpenReservation
+
+BUCKETS = 60  # this and the two below as in common.lua
+KEEP_REQUEST_S = 86_400
+KEEP_BUDGET_S = 40 * 86_400
+PAGE = 500  # commands on the way at a time (chosen)
+EPOCH = date(1970, 1, 1)
+
+Command = tuple[Argument, ...]
+
+
+class Charge(NamedTuple):
+    """What one request took from the windows of `names`, all of it when it was admitted."""
+
+    request_id: str
+    at_us: int
+    names: tuple[str, ...]
+    tokens: int
+
+
+class Rebuild:
+    """Writes the counters under `prefix`; nothing may be admitted meanwhile.
+
+    Attributes:
+        mark: key that holds the run id of the Redis that was rebuilt; without it the scripts refuse.
+    """
+
+    def __init__(self, redis: Caller, *, prefix: str, window_us: int) -> None:
+        self._redis = redis
+        self._prefix = prefix
+        self.mark = f"{prefix}ready"
+        self._window_us = window_us
+        self._bucket_us = window_us / BUCKETS
+
+    async def run(self, counts: Counts, *, run_id: bytes, is_intact: bool) -> None:
+        """Write everything, the mark last: a rebuild that breaks off is no rebuild.
+
+        Args:
+            counts: the ledger's.
+            run_id: of this Redis.
+            is_intact: it has lost nothing, so the windows, of which the ledger knows less, are left as they are.
+        """
+        running = list(counts.reservations)
+        await self._redis.call("DEL", self.mark)
+        await self._send([("UNLINK", key) async for key in self._stale()])
+        await self._send(self._budgets(counts, running))
+        await self._send(self._running(running))
+        if not is_intact:
+            await self._send(self._windows(_charges(counts, running), await self._now_us()))
+        await self._redis.call("SET", self.mark, run_id)
+
+    def _budgets(self, counts: Counts, running: Sequence[OpenReservation]) -> list[Command]:
+        totals: dict[str, Counter[str]] = defaultdict(Counter)
+        for row in counts.spent:
+            self._spend(totals, _names(row.owner, row.key_id), date.fromisoformat(row.day), row.tokens, row.cost)
+        for request in running:
+            self._spend(totals, _names(request.owner, request.key_id), _utc_day(request.at), request.tokens, request.cost)
+        return [
+            command
+            for key, fields in totals.items()
+            for command in (("HSET", key, *_flat(fields)), ("EXPIRE", key, KEEP_BUDGET_S))
+        ]
+
+    def _spend(self, totals: dict[str, Counter[str]], names: Sequence[str], day: date, tokens: int, cost: int) -> None:
+        number = (day - EPOCH).days
+        for name in names:
+            fields = totals[self.budget_key(name, day)]
+            fields.update({"t": tokens, f"t{number}": tokens, "c": cost, f"c{number}": cost})
+
+    def budget_key(self, name: str, day: date) -> str:
+        """Where the budgets of the month of `day` are counted."""
+        return f"{self._prefix}b:{name}:{day.year * 12 + day.month - 1}"
+
+    def _running(self, running: Sequence[OpenReservation]) -> list[Command]:
+        return [command for request in running for command in self._register(request)]
+
+    def _register(self, request: OpenReservation) -> Iterator[Command]:
+        names = _names(request.owner, request.key_id)
+        windows = "".join(name[0] for name in names)
+        bucket = int(request.at * 1e6 // self._bucket_us)
+        totals = f"{request.tokens} {request.cost} {(_utc_day(request.at) - EPOCH).days}"
+        record = f"{totals} {windows or '-'} {bucket}={request.tokens}"
+        yield ("SET", f"{self._prefix}r:{request.request_id}", record, "EX", KEEP_REQUEST_S)
+        for name in names:
+            yield ("SADD", f"{self._prefix}c:{name}", request.request_id)
+            yield ("EXPIRE", f"{self._prefix}c:{name}", KEEP_REQUEST_S)
+
+    def _windows(self, charges: Sequence[Charge], now_us: int) -> list[Command]:
+        tokens: dict[str, Counter[int]] = defaultdict(Counter)
+        commands: list[Command] = []
+        keep_ms = round(self._window_us / 1000 * 1.1)  # as in common.lua
+        now_bucket = int(now_us // self._bucket_us)
+        for charge in charges:
+            bucket = int(charge.at_us // self._bucket_us)
+            if bucket < now_bucket - BUCKETS:
+                continue
+            for name in charge.names:
+                log = f"{self._prefix}q:{name}"
+                commands += [("ZADD", log, "NX", charge.at_us, charge.request_id), ("PEXPIRE", log, keep_ms)]
+                tokens[f"{self._prefix}w:{name}"][bucket] += charge.tokens
+        for key, buckets in tokens.items():
+            state = ("sum", buckets.total(), "last", now_bucket)
+            commands += [("DEL", key), ("HSET", key, *_flat(buckets), *state), ("PEXPIRE", key, keep_ms)]
+        return commands
+
+    async def _stale(self) -> AsyncIterator[bytes]:
+        """Keys that are written anew. A stray SCAN reply may name a key twice, which UNLINK does not mind."""
+        cursor: bytes | int = 0
+        while True:
+            cursor, keys = await self._redis.call("SCAN", cursor, "MATCH", f"{self._prefix}[bcr]:*", "COUNT", 1000)
+            for key in keys:
+                yield key
+            if int(cursor) == 0:
+                return
+
+    async def _now_us(self) -> int:
+        seconds, micros = await self._redis.call("TIME")
+        return int(seconds) * 1_000_000 + int(micros)
+
+    async def _send(self, commands: Sequence[Command]) -> None:
+        for start in range(0, len(commands), PAGE):
+            await asyncio.gather(*(self._redis.call(*command) for command in commands[start : start + PAGE]))
+
+
+def _charges(counts: Counts, running: Sequence[OpenReservation]) -> list[Charge]:
+    ended = [
+        Charge(row.request_id, round(row.at * 1e6), _names(row.owner, row.key_id), row.prompt_tokens + row.completion_tokens)
+        for row in counts.recent
+    ]
+    return ended + [Charge(row.request_id, round(row.at * 1e6), _names(row.owner, row.key_id), row.tokens) for row in running]
+
+
+def _names(owner: str, key_id: str) -> tuple[str, ...]:
+    return tuple(f"{kind}:{name}" for kind, name in (("user", owner), ("key", key_id)) if name)
+
+
+def _utc_day(at_s: float) -> date:
+    return datetime.fromtimestamp(at_s, UTC).date()
+
+
+def _flat(fields: Mapping[Any, int]) -> list[Argument]:
+    return [part for item in fields.items() for part in item]
