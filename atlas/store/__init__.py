@@ -9,21 +9,30 @@ from atlas.store.accounts import Invitation
 from atlas.store.audit import AuditEntry, Change
 from atlas.store.directory import DataDirectory
 from atlas.store.keys import KeyInfo, MintedKey
+from atlas.store.live import Live, open_live
+from atlas.store.live_values import Ask, Budget, Grant, Remaining, Window
 from atlas.store.rules import DEFAULT_SCOPES
 from atlas.store.sessions import OpenedSession, Session
 from atlas.store.store import Store, open_store
 
 __all__ = [
     "DEFAULT_SCOPES",
+    "Ask",
     "AuditEntry",
+    "Budget",
     "Change",
     "DataDirectory",
+    "Grant",
     "Invitation",
     "KeyInfo",
+    "Live",
     "MintedKey",
     "OpenedSession",
+    "Remaining",
     "Session",
     "Store",
     "Tokens",
+    "Window",
+    "open_live",
     "open_store",
 ]
