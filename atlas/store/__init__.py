@@ -11,6 +11,7 @@ from atlas.store.directory import DataDirectory
 from atlas.store.keys import KeyInfo, MintedKey
 from atlas.store.live import Live, open_live
 from atlas.store.live_values import Ask, Budget, Grant, Remaining, Window
+from atlas.store.reports import Reservation, Spent, UsageTotal
 from atlas.store.rules import DEFAULT_SCOPES
 from atlas.store.sessions import OpenedSession, Session
 from atlas.store.store import Store, open_store
@@ -29,9 +30,12 @@ __all__ = [
     "MintedKey",
     "OpenedSession",
     "Remaining",
+    "Reservation",
     "Session",
+    "Spent",
     "Store",
     "Tokens",
+    "UsageTotal",
     "Window",
     "open_live",
     "open_store",

@@ -1,7 +1,7 @@
 """The SQL ledger: one writer thread that commits in groups, migrated at start; SQLite by default, PostgreSQL by URL.
 
-Not covered: two servers on one SQLite file (the data directory's lock keeps them apart), and a PostgreSQL behind a pooler that gives
-each transaction another connection (the lock that keeps servers apart belongs to a connection).
+Not covered: two servers on one SQLite file (the data directory's lock keeps them apart), and a PostgreSQL behind a pooler that
+gives each transaction another connection (the lock that keeps servers apart belongs to a connection).
 """
 
 from __future__ import annotations

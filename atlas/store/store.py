@@ -23,6 +23,7 @@ from atlas.store.keys import PRESET_MIN_CHARS, KeyInfo, MintedKey
 from atlas.store.ledger import CHECK_TIMEOUT_S, RETRY_AFTER_S, Ledger
 from atlas.store.sessions import Sessions
 from atlas.store.tables import meta
+from atlas.store.usage import UsageBook
 from atlas.types import Principal
 
 PEPPER_BYTES = 32
@@ -36,6 +37,7 @@ class Store:
         accounts: people.
         keys: API keys.
         sessions: signed-in people.
+        usage: what requests may use and did use.
         audit: who changed what.
     """
 
@@ -57,6 +59,7 @@ class Store:
         self.keys = Keys(ledger, self.accounts, pepper, preset=preset, clock=clock)
         access = AccessTokens(ledger, self.accounts, signing_key, auth=auth, clock=clock)
         self.sessions = Sessions(ledger, self.accounts, access, auth=auth, clock=clock)
+        self.usage = UsageBook(ledger, usage_days=settings.usage_days)
         self.audit = AuditLog(ledger)
 
     def check(self) -> None:
