@@ -1,6 +1,7 @@
 """The in-process engine: async on one side, the engine thread on the other. Prompts are checked and tokenised here.
 
-Rendering and tokenising run on a small thread pool, so that a megabyte of prompt does not stop the event loop.
+Rendering and tokenising run on a small thread pool, so that a megabyte of prompt does not stop the event loop; the tokens are
+remembered for a while, since a server counts them before it submits the prompt.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,7 +21,8 @@ from atlas.engine.core import Allow, Cancel, Core
 from atlas.engine.embedder import Embedder, open_embedder
 from atlas.engine.grammar import Grammars, Matcher
 from atlas.engine.group import Group
-from atlas.engine.runner import Model, Runner
+from atlas.engine.memo import PromptMemo
+from atlas.engine.runner import Model, Runner, Tokens
 from atlas.engine.sampler import Recommended
 from atlas.engine.sequence import Job
 from atlas.engine.sizing import context_cells, physical_cores
@@ -33,6 +35,13 @@ MAX_CANDIDATES = 128
 BATCH_TOKENS = 512  # rows of one decode; llama.cpp's default physical batch
 
 T = TypeVar("T")
+
+
+class Encoded(NamedTuple):
+    """A prompt as the model reads it, and whether it ends inside an open think block."""
+
+    tokens: Tokens
+    in_reasoning: bool
 
 
 async def load_llama(path: Path, *, model_id: str, settings: EngineSettings) -> LlamaEngine:
@@ -78,6 +87,7 @@ class LlamaEngine:
         )
         self._recommended = recommended_sampling(model)
         self._context_tokens = min(runner.context_tokens, model.train_context_tokens)
+        self._memo: PromptMemo[Encoded] = PromptMemo()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="prompt")
         self._grammar_lock = threading.Lock()
         self._outstanding = 0
@@ -100,10 +110,13 @@ class LlamaEngine:
         self._check(prompt)
         self._reserve(prompt.n)
         try:
-            job = await self._in_pool(lambda: self._job(prompt))
+            encoded = await self._encode(prompt)
+            room = check_length(len(encoded.tokens), prompt, self._context_tokens)
+            matchers = await self._in_pool(lambda: self._matchers(prompt)) if _is_bound(prompt) else ()
         except BaseException:
             self._outstanding -= prompt.n
             raise
+        job = self._job(prompt, encoded, room, matchers)
         self._core.put(job)
         return job.group
 
@@ -113,7 +126,8 @@ class LlamaEngine:
         return await self._embedder.embed(inputs)
 
     async def count_tokens(self, prompt: Prompt) -> int:
-        return len(await self._in_pool(lambda: self._prompt_tokens(prompt)[0]))
+        self._check(prompt)
+        return len((await self._encode(prompt)).tokens)
 
     async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         return await self._in_pool(lambda: self._vocab.tokenize(text, special=special))
@@ -163,14 +177,10 @@ class LlamaEngine:
     def _release(self, num_candidates: int) -> None:
         self._outstanding -= num_candidates
 
-    # -- on the pool --
-
-    def _job(self, prompt: Prompt) -> Job:
-        tokens, in_reasoning = self._prompt_tokens(prompt)
-        room = check_length(len(tokens), prompt, self._context_tokens)
+    def _job(self, prompt: Prompt, encoded: Encoded, room: int, matchers: tuple[Matcher, ...]) -> Job:
         group = _CountedGroup(
             prompt.n,
-            prompt_tokens=len(tokens),
+            prompt_tokens=len(encoded.tokens),
             cancel=lambda indices: self._core.put(Cancel(job, indices)),
             allowance_tokens=prompt.allowance_tokens,
             on_allowance=lambda: self._core.put(Allow(job, group.allowance_tokens, group.is_ended)),
@@ -179,27 +189,33 @@ class LlamaEngine:
         can_reason = bool(prompt.messages) and self._format.supports_thinking
         job = Job(
             prompt=prompt,
-            tokens=np.array(tokens, np.int32),
+            tokens=encoded.tokens,
             allowance_tokens=prompt.allowance_tokens,
             max_tokens=room if prompt.max_tokens is not None else min(room, self._settings.max_tokens),
             group=group,
             recommended=self._recommended,
-            matchers=self._matchers(prompt),
-            in_reasoning=in_reasoning,
+            matchers=matchers,
+            in_reasoning=encoded.in_reasoning,
             parses_reasoning=can_reason,
             may_reason=can_reason and prompt.thinking is not False,
             close_thinking=self._close_thinking,
         )
         return job
 
+    async def _encode(self, prompt: Prompt) -> Encoded:
+        known = self._memo.get(prompt)
+        if known is None:
+            known = await self._in_pool(lambda: self._prompt_tokens(prompt))
+            self._memo.put(prompt, known, num_tokens=len(known.tokens))
+        return known
+
+    # -- on the pool --
+
     def _matchers(self, prompt: Prompt) -> tuple[Matcher, ...]:
-        if prompt.json_schema is None and not prompt.tools:
-            return ()
         grammar = self._grammars.compile(prompt)
         return () if grammar is None else tuple(self._grammars.start(grammar) for _ in range(prompt.n))
 
-    def _prompt_tokens(self, prompt: Prompt) -> tuple[list[int], bool]:
-        """Ids of the prompt, and whether it ends inside a think block."""
+    def _prompt_tokens(self, prompt: Prompt) -> Encoded:
         if prompt.tokens is not None:
             self._check_ids(prompt.tokens, param="prompt")
             tokens, in_reasoning = list(prompt.tokens), False
@@ -209,7 +225,7 @@ class LlamaEngine:
             tokens, in_reasoning = self._chat_tokens(prompt)
         if not tokens:
             raise BadRequest("the prompt is empty", param="prompt" if prompt.text is not None else "messages")
-        return tokens, in_reasoning
+        return Encoded(np.array(tokens, np.int32), in_reasoning)
 
     def _text_tokens(self, text: str, suffix: str | None) -> list[int]:
         if suffix is None:
@@ -281,6 +297,11 @@ class _CountedGroup(Group):
         if self.is_done and self.on_done is not None:
             self.on_done()
             self.on_done = None
+
+
+def _is_bound(prompt: Prompt) -> bool:
+    """Whether a grammar may have to bind the answer."""
+    return prompt.json_schema is not None or bool(prompt.tools)
 
 
 def recommended_sampling(model: Model) -> Recommended:

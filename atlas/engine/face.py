@@ -33,7 +33,11 @@ class Engine(Protocol):
         """
 
     async def count_tokens(self, prompt: Prompt) -> int:
-        """Tokens of the prompt as `submit` would feed them, without generating."""
+        """Tokens of the prompt as `submit` would feed them, without generating.
+
+        What is wrong with a prompt is raised here as by `submit`, but for its length. Submitting it soon after costs no second
+        rendering and tokenising, whatever its bounds, owner and priority have become.
+        """
 
     async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids; `special` parses control tokens such as <|im_end|> out of the text."""

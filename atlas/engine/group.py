@@ -24,6 +24,7 @@ class Group:
         allowance_tokens: how many tokens each candidate may have generated; None is no bound.
         is_ended: the allowance will not be raised any more.
         end_reason: why, in the words of whoever called `end`.
+        uncounted_tokens: generated beyond what was counted per candidate; only a remote engine's peer knows of such.
         prompt_tokens: length of the prompt in tokens.
         cached_tokens: how many of them came from a shared prefix; known once the first candidate starts.
         is_started: whether the prompt has left the queue.
@@ -43,6 +44,7 @@ class Group:
         self.allowance_tokens = allowance_tokens
         self.is_ended = False
         self.end_reason = ""
+        self.uncounted_tokens = 0
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
         self.is_started = False
@@ -52,7 +54,8 @@ class Group:
         self._num_tokens = [0] * num_candidates
         self._deltas: list[Delta] = []
         self._error: Exception | None = None
-        self._changed = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._milestones: list[tuple[int, asyncio.Future[None]]] = []
 
     @property
     def is_done(self) -> bool:
@@ -67,7 +70,7 @@ class Group:
     @property
     def completion_tokens(self) -> int:
         """Tokens all candidates have generated so far, as `num_generated` counts them."""
-        return sum(self._num_tokens)
+        return sum(self._num_tokens) + self.uncounted_tokens
 
     def cancel(self, indices: Sequence[int] | None = None) -> None:
         """Stop all candidates, or these; each still ends with finish reason "abort". Idempotent, returns at once."""
@@ -93,11 +96,11 @@ class Group:
 
     async def reached(self, num_tokens: int) -> bool:
         """Wait until a candidate has generated `num_tokens`; False if the group was done before."""
-        while self.num_generated < num_tokens:
-            if self.is_done:
-                return False
-            await self.changed()
-        return True
+        if self.num_generated < num_tokens and not self.is_done:
+            passed = asyncio.get_running_loop().create_future()
+            self._milestones.append((num_tokens, passed))
+            await passed
+        return self.num_generated >= num_tokens
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         """Deltas of all candidates in the order they came. Raises what made the group fail."""
@@ -166,7 +169,9 @@ class Group:
 
     async def changed(self) -> None:
         """Wait for anything new: deltas, an end, another allowance."""
-        await self._changed.wait()
+        change = asyncio.get_running_loop().create_future()
+        self._waiting.append(change)
+        await change
 
     def _tell_allowance(self) -> None:
         if self._on_allowance is not None:
@@ -174,9 +179,25 @@ class Group:
         self._wake()
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        waiting, self._waiting = self._waiting, []
+        for change in waiting:
+            _resolve(change)
+        if self._milestones:
+            self._pass_milestones()
+
+    def _pass_milestones(self) -> None:
+        """Not one task switch per step for whoever waits for the hundredth token."""
+        reached, milestones = self.num_generated, self._milestones
+        self._milestones = [entry for entry in milestones if entry[0] > reached and not self.is_done]
+        for num_tokens, passed in milestones:
+            if num_tokens <= reached or self.is_done:
+                _resolve(passed)
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():  # its waiter may have been cancelled
+        future.set_result(None)

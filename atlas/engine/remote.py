@@ -283,8 +283,8 @@ class _Leg:
         delta = candidate.take(choice)
         if delta is not None:
             self._group.put([delta], [(candidate.index, candidate.num_tokens)])
-        # with one candidate, usage tells its tokens: wait for it
-        if candidate.finish_reason is not None and len(self._candidates) > 1:
+        # the last one waits for the usage at the end: when it is handed on, all counts are final
+        if candidate.finish_reason is not None and any(other.is_open for other in self._candidates):
             self._end(candidate, candidate.finish_reason)
 
     def _settle(self) -> None:
@@ -297,6 +297,8 @@ class _Leg:
         totals["cached_tokens"] += group.cached_tokens
         counted = sum(candidate.num_tokens for candidate in self._candidates)
         totals["generated_tokens"] += usage.completion_tokens or counted
+        if usage.completion_tokens and len(self._candidates) > 1:  # with one, its Generation has the peer's count
+            group.uncounted_tokens += usage.completion_tokens - counted
         for candidate in self._candidates:
             if candidate.finish_reason is None and not candidate.is_done:
                 raise UpstreamFailed(f"{self._url} ended its stream before candidate {candidate.index} was finished")

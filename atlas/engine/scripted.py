@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import msgspec
 
 from atlas.engine.group import Group
+from atlas.engine.memo import PromptMemo
 from atlas.engine.parse import OutputParser
 from atlas.engine.text import TextStream
 from atlas.engine.validate import check_length, check_prompt
@@ -54,6 +55,7 @@ class ScriptedEngine:
         self._next_reply = 0
         self._tasks: set[asyncio.Task[FinishReason]] = set()
         self._counts = {"prompt_tokens": 0, "generated_tokens": 0}
+        self._lengths: PromptMemo[int] = PromptMemo()
         self._is_closed = False
         self.capabilities = Capabilities(
             model=model,
@@ -108,7 +110,11 @@ class ScriptedEngine:
         if prompt.tokens is not None:
             await self.detokenize(prompt.tokens)
             return len(prompt.tokens)
-        return max(1, len(await self.tokenize(_render(prompt), special=True)))
+        num_tokens = self._lengths.get(prompt)
+        if num_tokens is None:
+            num_tokens = max(1, len(await self.tokenize(_render(prompt), special=True)))
+            self._lengths.put(prompt, num_tokens, num_tokens=num_tokens)
+        return num_tokens
 
     async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         if not special:
