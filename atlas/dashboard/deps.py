@@ -1,0 +1,119 @@
+"""What the dashboard needs from the rest of the program; `app.py` wires it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from secrets import token_urlsafe
+from typing import Any, Protocol
+
+from atlas.dashboard.memory import Memory
+from atlas.engine import Engine, ModelRegistry
+from atlas.settings import Settings
+from atlas.store import Live, Session, Store
+from atlas.types import Activity, Principal
+
+
+class Readiness(Protocol):
+    """Whether requests are answered: loading, ready, degraded, draining, unavailable; the reasons are sentences for people."""
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def reasons(self) -> Sequence[str]: ...
+
+
+class Rates(Protocol):
+    """What clients felt over the last five minutes; None where nothing was measured. Durations are seconds."""
+
+    @property
+    def requests_per_minute(self) -> float: ...
+    @property
+    def ttft_p50_s(self) -> float | None: ...
+    @property
+    def ttft_p95_s(self) -> float | None: ...
+    @property
+    def inter_token_p50_s(self) -> float | None: ...
+    @property
+    def inter_token_p95_s(self) -> float | None: ...
+    @property
+    def tokens_per_s(self) -> float: ...
+    @property
+    def waiting(self) -> Sequence[int]: ...
+    @property
+    def running(self) -> int: ...
+
+
+class Traffic(Protocol):
+    """Requests as they run. Called from the event loop; nothing here blocks."""
+
+    def open(self) -> Sequence[Activity]:
+        """Those that have not ended."""
+
+    def recent(self, limit: int) -> Sequence[Activity]:
+        """Those that ended last, newest first."""
+
+    def find(self, request_id: str) -> Activity | None:
+        """One of these."""
+
+    def changes(self) -> AsyncIterator[Any]:
+        """Ticks at once and after each change, a few times a second at most."""
+
+    def abort(self, request_id: str, *, actor: str) -> bool:
+        """End a request; False if it has ended already."""
+
+    def rates(self) -> Rates: ...
+
+
+class LogLines(Protocol):
+    """The last lines of the log, as they were written: redacted."""
+
+    def lines(self) -> Sequence[Mapping[str, Any]]:
+        """Oldest first; each with `timestamp`, `level` and `event`."""
+
+
+class Exchange(Protocol):
+    """What the gateway's gate found out about a request before its handler runs.
+
+    Attributes:
+        session: None with `auth.mode = "off"`, and for who is not signed in.
+        source: the client's address.
+        is_secure: it came by https.
+    """
+
+    principal: Principal | None
+    session: Session | None
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def is_secure(self) -> bool: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DashboardDeps:
+    """Everything the dashboard is given.
+
+    Attributes:
+        live: None where limits are not counted.
+        engine: the engine, or None while the model loads.
+        sources: "section.name" -> where its value comes from: default, file, env or flag.
+        hot: "section.name" of the settings that can change while the server runs.
+        draining: set when the server begins to stop; event streams end then.
+        csrf: stands in for a session's token where people need not sign in.
+    """
+
+    store: Store
+    live: Live | None
+    traffic: Traffic
+    engine: Callable[[], Engine | None]
+    registry: ModelRegistry
+    readiness: Callable[[], Awaitable[Readiness]]
+    settings: Settings
+    logs: LogLines
+    sources: Mapping[str, str] = field(default_factory=dict)
+    hot: frozenset[str] = frozenset()
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    memory: Memory = field(default_factory=Memory)
+    csrf: str = field(default_factory=lambda: token_urlsafe(32))
