@@ -7,16 +7,37 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from litestar import Litestar
+from litestar import Router as HTTPRouter
 from litestar.config.cors import CORSConfig
 from litestar.types import ControllerRouterHandler
 
-from atlas.gateway import chat, completions, embeddings, health, messages, metrics, models, refusals, responses, tokens
+from atlas.gateway import (
+    chat,
+    completions,
+    embeddings,
+    health,
+    messages,
+    metrics,
+    models,
+    portal_auth,
+    portal_keys,
+    portal_models,
+    portal_users,
+    refusals,
+    responses,
+    tokens,
+)
 from atlas.gateway.auth import Gate
 from atlas.gateway.boundary import Boundary
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.errors import handle_error
 from atlas.gateway.openapi import openapi_config
 from atlas.gateway.policy import check_declared
+from atlas.gateway.portal import BODY_LIMIT_BYTES
+
+EXPOSED = ["x-request-id", "x-atlas-request-id", "x-atlas-queue-ms", "retry-after", "retry-after-ms"] + [
+    f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
+]
 
 ROUTES = [
     health.livez,
@@ -37,6 +58,37 @@ ROUTES = [
     refusals.refuse_internal,
 ]
 
+PORTAL = [
+    portal_auth.register,
+    portal_auth.login,
+    portal_auth.refresh,
+    portal_auth.logout,
+    portal_auth.me,
+    portal_auth.list_sessions,
+    portal_auth.close_session,
+    portal_auth.change_password,
+    portal_auth.reset_password,
+    portal_keys.list_keys,
+    portal_keys.create_key,
+    portal_keys.update_key,
+    portal_keys.toggle_key,
+    portal_keys.rotate_key,
+    portal_keys.delete_key,
+    portal_keys.validate_key,
+    portal_users.list_users,
+    portal_users.update_user,
+    portal_users.reset_user,
+    portal_users.invite,
+    portal_users.list_invitations,
+    portal_users.withdraw_invitation,
+    portal_users.audit,
+    portal_models.list_catalog,
+    portal_models.add_model,
+    portal_models.discover_models,
+    portal_models.update_model,
+    portal_models.remove_model,
+]
+
 
 def create_app(deps: GatewayDeps, extra_routes: Sequence[ControllerRouterHandler] = ()) -> Litestar:
     """The HTTP server over `deps`, with `extra_routes` behind the same gate; it neither loads nor closes the engine.
@@ -47,12 +99,14 @@ def create_app(deps: GatewayDeps, extra_routes: Sequence[ControllerRouterHandler
 
     @asynccontextmanager
     async def cutting(_: Litestar) -> AsyncIterator[None]:
-        task = asyncio.create_task(boundary.cut_after_drain())
+        tasks = [asyncio.create_task(boundary.cut_after_drain()), asyncio.create_task(deps.traffic.watch())]
         yield
-        task.cancel()
+        for task in tasks:
+            task.cancel()
+        await boundary.meter.books.close()
 
     app = Litestar(
-        [*ROUTES, *extra_routes],
+        [*ROUTES, HTTPRouter("/api", route_handlers=PORTAL, request_max_body_size=BODY_LIMIT_BYTES), *extra_routes],
         middleware=[Gate(deps)],
         exception_handlers={Exception: handle_error},
         lifespan=[cutting],
@@ -72,4 +126,4 @@ def _cors(deps: GatewayDeps) -> CORSConfig | None:
     origins = list(deps.server.cors_origins)
     if not origins:
         return None
-    return CORSConfig(allow_origins=origins, allow_headers=["*"], allow_methods=["GET", "POST"], expose_headers=["x-request-id"])
+    return CORSConfig(allow_origins=origins, allow_headers=["*"], allow_methods=["GET", "POST"], expose_headers=EXPOSED)

@@ -14,7 +14,7 @@ import hmac
 import ipaddress
 import re
 import socket
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 from urllib.parse import quote
 
 import structlog
@@ -28,6 +28,7 @@ from atlas.gateway.errors import HostNotAllowed, UnsupportedMediaType
 from atlas.gateway.exchange import Exchange
 from atlas.gateway.policy import PAGES, WITH_COOKIES, Via, check_permitted
 from atlas.gateway.proxies import client_of
+from atlas.store import Session
 from atlas.types import Principal
 from atlas.types import Scope as KeyScope
 
@@ -39,10 +40,6 @@ FORM = "application/x-www-form-urlencoded"
 ANYONE = Principal(owner="anyone", name="anyone", role="owner", scopes=frozenset(get_args(KeyScope)))
 NO_CREDENTIAL = "no API key: send 'Authorization: Bearer KEY' or 'x-api-key: KEY' (atlas keys create makes one)"
 _TOKEN = re.compile(r"eyJ[\w-]*\.[\w-]+\.[\w-]+")  # a JWT, as opposed to a key
-
-
-if TYPE_CHECKING:
-    from atlas.store import Session
 
 
 class Caller(NamedTuple):
@@ -104,7 +101,7 @@ class Gate(ASGIMiddleware):
             return Caller(ANYONE, "nothing")
         credential = None if access in PAGES or access == "public" else extract_credential(headers)
         if credential is not None:
-            return await self._by_credential(credential)
+            return self._by_credential(credential)
         if access in WITH_COOKIES or opt.get("form"):
             caller = await self._by_cookie(exchange, headers)
             if caller is not None:
@@ -116,10 +113,10 @@ class Gate(ASGIMiddleware):
             raise SignInFirst
         raise Unauthorized(NO_CREDENTIAL if access not in PAGES else "you are not signed in, or no longer; reload the page")
 
-    async def _by_credential(self, credential: str) -> Caller:
+    def _by_credential(self, credential: str) -> Caller:
         if _TOKEN.fullmatch(credential):
             return Caller(self.deps.store.sessions.verify_access(credential), "token")
-        return Caller(await self.deps.keys.verify(credential), "key")
+        return Caller(self.deps.store.keys.verify(credential), "key")
 
     async def _by_cookie(self, exchange: Exchange, headers: dict[str, str]) -> Caller | None:
         token = _cookies(headers).get(exchange.client.cookie)

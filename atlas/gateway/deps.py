@@ -10,8 +10,10 @@ from typing import Literal, Protocol
 import msgspec
 
 from atlas.engine import Engine
-from atlas.settings import AnthropicSettings, AuthSettings, ServerSettings
-from atlas.types import Principal
+from atlas.gateway.throttle import Throttle
+from atlas.gateway.traffic import Traffic
+from atlas.settings import AnthropicSettings, AuthSettings, LimitSettings, QueueSettings, ServerSettings, Settings
+from atlas.store import Live, Store
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,17 +43,10 @@ class ModelCatalog(Protocol):
         """What is known about a model; None for an unknown id."""
 
 
-class KeyVerifier(Protocol):
-    """Turns an API key into the one who holds it."""
-
-    async def verify(self, token: str) -> Principal:
-        """Raises Unauthorized: the key is unknown, revoked or expired."""
-
-
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     """Whether requests can be answered, and why not or only partly. `draining` is the gateway's to say."""
 
-    status: Literal["loading", "ready", "degraded", "draining"]
+    status: Literal["loading", "ready", "degraded", "unavailable", "draining"]
     reasons: tuple[str, ...] = ()
 
 
@@ -64,12 +59,25 @@ class GatewayDeps:
         readiness: for /readyz; asked on each call, so it must be cheap.
         draining: set when the server begins to stop. From then on new requests get 503; open answers go on for
             `server.drain_timeout_s`, then end with an error event. The HTTP server should wait about a second longer.
+        live: limits and budgets; None where nothing is limited (auth.mode = "off", tests).
+        limits: prices, and the size of a slice.
+        settings: everything, for what is derived from it.
+        hashing: as many passwords are hashed at a time; more would fill the pool of threads.
+        key_checks: how often a user may ask whether some key is valid.
+        traffic: what people who watch the server see; filled by the gateway.
     """
 
     engine: Callable[[], Engine | None]
     models: ModelCatalog
-    keys: KeyVerifier
     readiness: Callable[[], Readiness]
+    store: Store
+    live: Live | None = None
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    settings: Settings = field(default_factory=Settings)
+    traffic: Traffic = field(default_factory=Traffic)
+    hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    key_checks: Throttle = field(default_factory=lambda: Throttle(30))
     server: ServerSettings = field(default_factory=ServerSettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
     anthropic: AnthropicSettings = field(default_factory=AnthropicSettings)

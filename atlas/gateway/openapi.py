@@ -27,18 +27,20 @@ from atlas.gateway.wire import ErrorReply, Wire
 MEANINGS = {
     400: "The request is wrong; the message names the field, the value and the way out",
     401: "No key, or one that is not valid",
-    404: "No model of that name; the message lists those there are",
-    409: "The model is registered, but another one is loaded",
+    403: "Known, but not permitted: the scope, role or model is missing",
+    404: "No such thing, or not yours; of models the message lists those there are",
+    409: "Not as things are now: another model is loaded, or a name is taken",
     413: "The body is larger than the configured limit",
     415: "The body is not plain JSON",
+    429: "A limit or budget is used up, or too many attempts; Retry-After says when to try again",
     500: "The engine broke while answering",
     502: "A remote engine failed",
     503: "Loading, overloaded or shutting down; Retry-After says when to try again",
 }
-READING = (400, 401, 503)  # what any route but the public ones may answer
+READING = (400, 401, 403, 503)  # what any route but the public ones may answer
 NAMING = (*READING, 404)
 PUBLIC: list[SecurityRequirement] = [{}]  # no key needed
-POSTING = (400, 401, 404, 409, 413, 415, 500, 502, 503)
+POSTING = (400, 401, 403, 404, 409, 413, 415, 429, 500, 502, 503)
 
 
 def replies(reply: type[Wire], statuses: tuple[int, ...] = POSTING, *, error: type[Wire] = ErrorReply) -> dict[int, ResponseSpec]:

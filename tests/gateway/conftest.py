@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 import pytest
@@ -18,22 +23,12 @@ from anthropic import Anthropic
 from openai import OpenAI
 
 from atlas.engine import Engine, ScriptedEngine
-from atlas.errors import Unauthorized
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.settings import ServerSettings
-from atlas.types import Principal
+from atlas.store import DataDirectory, Store, open_store
 
-KEY = "sk-test-1"
+KEY = "sk-test-preset-1"  # the preset key of `new_store`; it belongs to the owner
 MODEL = "scripted"
-
-
-class OneKey:
-    """Knows one key."""
-
-    async def verify(self, token: str) -> Principal:
-        if token != KEY:
-            raise Unauthorized("this API key is unknown")
-        return Principal(key_id="key1", name="test", owner="alice", scopes=frozenset({"chat", "embeddings", "read"}))
 
 
 class TwoModels:
@@ -49,8 +44,27 @@ class TwoModels:
         return ModelInfo(id=model_id, created=1_700_000_000, context_tokens=32768 if model_id == "other" else 0)
 
 
+@cache
+def shared_store() -> Store:
+    """One real ledger for every server that is not given its own; it lives as long as the tests."""
+    folder = TemporaryDirectory(prefix="atlas-tests-")
+    atexit.register(folder.cleanup)
+    store = new_store(Path(folder.name))
+    atexit.register(store.close)  # runs first
+    return store
+
+
+def new_store(path: Path, **options: Any) -> Store:
+    """A fresh ledger; its owner holds KEY."""
+    directory = DataDirectory(path).create()
+    directory.hold()
+    return open_store(directory, preset_key=KEY, **options)
+
+
 def deps_of(engine: Engine | None, **changes: object) -> GatewayDeps:
-    deps = GatewayDeps(engine=lambda: engine, models=TwoModels(), keys=OneKey(), readiness=lambda: Readiness(status="ready"))
+    store = changes.pop("store", None) or shared_store()
+    assert isinstance(store, Store)
+    deps = GatewayDeps(engine=lambda: engine, models=TwoModels(), store=store, readiness=lambda: Readiness(status="ready"))
     return replace(deps, **changes)  # type: ignore[arg-type]  # names are checked by dataclasses.replace
 
 
@@ -85,7 +99,7 @@ class Running:
 def serving(deps: GatewayDeps) -> Iterator[Running]:
     """`deps` behind uvicorn on a free port, in a thread of its own."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(deps), log_config=None, lifespan="on", timeout_graceful_shutdown=3)
+    config = uvicorn.Config(create_app(deps), log_config=None, lifespan="on", timeout_graceful_shutdown=3, proxy_headers=False)
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -118,6 +132,14 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> float:
 
 
 Scripted = Callable[..., Running]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A ledger of this test's own."""
+    store = new_store(tmp_path / "data")
+    yield store
+    store.close()
 
 
 @pytest.fixture

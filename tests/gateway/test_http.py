@@ -304,7 +304,7 @@ def test_a_request_is_one_line_with_sizes_and_times_and_no_text(lines: list[Any]
         http.post("/v1/chat/completions", json={"model": MODEL, "messages": [{"role": "user", "content": "the prompt"}]})
     line = answered(lines)
     assert (line["path"], line["status"], line["outcome"]) == ("/v1/chat/completions", 200, "completed")
-    assert (line["key_id"], line["model"], line["completion_tokens"]) == ("key1", MODEL, 3)
+    assert (line["key_id"], line["model"], line["completion_tokens"]) == ("preset", MODEL, 3)
     assert line["request_id"].startswith("req_")
     assert line["ttft_s"] <= line["wall_s"]
     assert not any(secret in str(lines) for secret in (KEY, "the prompt", "the answer"))
