@@ -159,6 +159,11 @@ class AdmissionQueue:
     def __len__(self) -> int:
         return len(self._line)
 
+    def check_room(self) -> None:
+        """Raises EngineOverloaded when nobody else may wait."""
+        if len(self._line) >= self._max_waiting:
+            raise EngineOverloaded(f"{len(self._line)} requests are waiting already", retry_after_s=self._retry_after_s())
+
     def enter(self, owner: str, *, priority: int, cost: int) -> Ticket:
         """A ticket, admitted at once if a slot is free and nobody waits; `leave` it in any case.
 
@@ -171,8 +176,7 @@ class AdmissionQueue:
             self._line.serve(ticket)
             self._hold(ticket)
             return ticket
-        if len(self._line) >= self._max_waiting:
-            raise EngineOverloaded(f"{len(self._line)} requests are waiting already", retry_after_s=self._retry_after_s())
+        self.check_room()
         self._line.tag(ticket)
         self._line.push(ticket)
         loop = asyncio.get_running_loop()

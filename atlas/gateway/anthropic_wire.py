@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from atlas.gateway.wire import Count, Fraction, FunctionName, NotSupported, Temperature, Wire
 
@@ -124,6 +124,7 @@ class MessageReply(Wire):
     usage: AnthropicUsage
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
+    length_reason: str | UnsetType = UNSET  # ours: the limit that ended the answer, beside stop_reason "max_tokens"
     role: Literal["assistant"] = "assistant"
     type: Literal["message"] = "message"
 
@@ -187,6 +188,7 @@ class BlockStop(Wire):
 class StopDelta(Wire):
     stop_reason: StopReason
     stop_sequence: str | None
+    length_reason: str | UnsetType = UNSET
 
 
 class MessageDelta(Wire):

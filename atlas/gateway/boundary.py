@@ -11,6 +11,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange
 from atlas.gateway.headers import guarded_headers
+from atlas.gateway.meter import Meter
 from atlas.gateway.metrics import Metrics
 
 log = structlog.get_logger("atlas.gateway")
@@ -24,25 +25,26 @@ class Boundary:
     def __init__(self, app: ASGIApp, deps: GatewayDeps) -> None:
         self.app = app
         self.deps = deps
-        self.metrics = Metrics(deps)
+        self.meter = Meter(deps)
+        self.metrics = Metrics(deps, self.meter)
         self.open: set[Exchange] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await self.app(scope, receive, send)
             return
-        exchange = Exchange(self.deps, self.metrics.registry, scope)
+        exchange = Exchange(self.deps, self.metrics.registry, self.meter, scope)
         scope["state"]["exchange"] = exchange
         self.open.add(exchange)
         with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
             try:
                 await self.app(scope, receive, _identified(send, exchange))
             finally:
-                self._close(exchange, route=str(scope.get("path_template", "(none)")))
+                await self._close(exchange, route=str(scope.get("path_template", "(none)")))
 
-    def _close(self, exchange: Exchange, *, route: str) -> None:
+    async def _close(self, exchange: Exchange, *, route: str) -> None:
         self.open.discard(exchange)
-        exchange.close()
+        await exchange.close()
         self.metrics.observe(exchange, route=route, wall_s=exchange.wall_s)
         if exchange.path not in QUIET_PATHS:
             log.info("request.answered", **exchange.line())
@@ -56,13 +58,10 @@ class Boundary:
 
 
 def _identified(send: Send, exchange: Exchange) -> Send:
-    names = [b"x-request-id"] + ([b"request-id"] if exchange.path.startswith("/v1/messages") else [])
-    headers = [(name, exchange.request_id.encode()) for name in names]
-
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
-            message["headers"] = [*guarded_headers([*message["headers"]], exchange.path), *headers]
+            message["headers"] = [*guarded_headers([*message["headers"]], exchange.path), *exchange.reply_headers()]
         await send(message)
 
     return wrapped

@@ -11,15 +11,14 @@ from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET
 
-from atlas.engine import Group
 from atlas.gateway import wire
-from atlas.gateway.answer import FINGERPRINT, aborted, finished, finite, guarded, readable, to_usage, top_of
+from atlas.gateway.answer import FINGERPRINT, deltas, finished, finite, guarded, readable, to_usage, top_of
 from atlas.gateway.convert import chat_prompt
 from atlas.gateway.errors import error_event
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.models import choose_engine
 from atlas.gateway.openapi import StreamingOperation, replies
-from atlas.gateway.sse import DONE, PING, event, event_stream, paced
+from atlas.gateway.sse import DONE, EventStream, event
 from atlas.types import Delta, FinishReason, Generation, TokenLogprob, ToolCallDelta
 
 
@@ -37,19 +36,19 @@ async def chat_completions(
 ) -> Response[wire.ChatCompletion] | Stream:
     exchange = exchange_of(request)
     engine = choose_engine(exchange, data.model)
-    group = await exchange.submit(chat_prompt(data, engine.capabilities, owner=exchange.owner))
-    answer = ChatAnswer(exchange, group, with_usage=bool(data.stream_options and data.stream_options.include_usage))
+    prompt = chat_prompt(data, engine.capabilities, owner=exchange.owner)
+    await exchange.submit(engine, prompt, is_streamed=bool(data.stream))
+    answer = ChatAnswer(exchange, with_usage=bool(data.stream_options and data.stream_options.include_usage))
     if data.stream:
-        return event_stream(guarded(exchange, answer.events(), render=error_event, last=DONE))
+        return EventStream(exchange, guarded(exchange, answer.events(), render=error_event, last=DONE))
     return Response(answer.whole(*await finished(request, exchange)))
 
 
 class ChatAnswer:
     """One answer under construction."""
 
-    def __init__(self, exchange: Exchange, group: Group, *, with_usage: bool) -> None:
+    def __init__(self, exchange: Exchange, *, with_usage: bool) -> None:
         self.exchange = exchange
-        self.group = group
         self.with_usage = with_usage
         self.id = "chatcmpl-" + token_hex(12)
         self.created = int(time.time())
@@ -60,25 +59,19 @@ class ChatAnswer:
             id=self.id,
             created=self.created,
             model=self.exchange.model,
-            choices=[to_choice(generation) for generation in generations],
-            usage=to_usage([self.group]),
+            choices=[to_choice(generation, self.exchange.length_reason) for generation in generations],
+            usage=to_usage(self.exchange.groups),
             system_fingerprint=FINGERPRINT,
         )
 
     async def events(self) -> AsyncIterator[bytes]:
-        async for item in paced([self.group], ping_interval_s=self.exchange.deps.server.ping_interval_s):
-            if item is None:
-                yield PING
-                continue
-            delta = item[1]
-            if delta.finish_reason == "abort":
-                raise aborted(self.exchange)
+        async for _, delta in deltas(self.exchange):
             if delta.index not in self._begun:
                 self._begun.add(delta.index)
                 yield event(self._chunk([role_first(delta.index)]))
-            yield event(self._chunk([to_chunk_choice(delta)]))
+            yield event(self._chunk([to_chunk_choice(delta, self.exchange.length_reason)]))
         if self.with_usage:
-            yield event(self._chunk([], usage=to_usage([self.group])))
+            yield event(self._chunk([], usage=to_usage(self.exchange.groups)))
 
     def _chunk(self, choices: list[wire.ChunkChoice], usage: wire.Usage | None = None) -> wire.ChatCompletionChunk:
         return wire.ChatCompletionChunk(
@@ -96,7 +89,8 @@ def role_first(index: int) -> wire.ChunkChoice:
     return wire.ChunkChoice(index=index, delta=wire.MessageDelta(role="assistant", content=""))
 
 
-def to_chunk_choice(delta: Delta) -> wire.ChunkChoice:
+def to_chunk_choice(delta: Delta, length_reason: str = "") -> wire.ChunkChoice:
+    """`length_reason`: the limit that ended the answer early."""
     message = wire.MessageDelta(
         content=delta.text or UNSET,
         reasoning_content=delta.reasoning or UNSET,
@@ -107,10 +101,11 @@ def to_chunk_choice(delta: Delta) -> wire.ChunkChoice:
         delta=message,
         finish_reason=to_finish_reason(delta.finish_reason) if delta.finish_reason else None,
         logprobs=to_logprobs(delta.logprobs) if delta.logprobs else None,
+        length_reason=length_reason if length_reason and delta.finish_reason == "length" else UNSET,
     )
 
 
-def to_choice(generation: Generation) -> wire.ChatChoice:
+def to_choice(generation: Generation, length_reason: str = "") -> wire.ChatChoice:
     calls = [
         wire.ReplyToolCall(id=call.id, function=wire.FunctionCall(name=call.name, arguments=call.arguments))
         for call in generation.tool_calls
@@ -125,6 +120,7 @@ def to_choice(generation: Generation) -> wire.ChatChoice:
         message=message,
         finish_reason=to_finish_reason(generation.finish_reason),
         logprobs=to_logprobs(generation.logprobs) if generation.logprobs else None,
+        length_reason=length_reason if length_reason and generation.finish_reason == "length" else UNSET,
     )
 
 

@@ -14,14 +14,14 @@ from msgspec import UNSET, UnsetType
 from atlas.engine import Engine
 from atlas.errors import BadRequest, Unsupported
 from atlas.gateway import text_wire, wire
-from atlas.gateway.answer import FINGERPRINT, aborted, finished, finite, guarded, readable, to_usage, top_of
+from atlas.gateway.answer import FINGERPRINT, deltas, finished, finite, guarded, readable, to_usage, top_of
 from atlas.gateway.convert import check_sampling_fields, to_sampling, to_stop
 from atlas.gateway.errors import error_event
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.inputs import Input, to_inputs
 from atlas.gateway.models import choose_engine
 from atlas.gateway.openapi import StreamingOperation, replies
-from atlas.gateway.sse import DONE, PING, event, event_stream, paced
+from atlas.gateway.sse import DONE, EventStream, event
 from atlas.types import Capabilities, Delta, FinishReason, Generation, Prompt, TokenLogprob
 
 MAX_CANDIDATES = 128  # prompts times n of one request
@@ -43,11 +43,10 @@ async def completions(
     engine = choose_engine(exchange, data.model)
     prompts = completion_prompts(data, engine.capabilities, owner=exchange.owner)
     echoes = [await _text_of(engine, prompt) if data.echo else "" for prompt in prompts]
-    for prompt in prompts:
-        await exchange.submit(prompt)
+    await exchange.submit(engine, *prompts, is_streamed=bool(data.stream))
     answer = CompletionAnswer(exchange, data, echoes)
     if data.stream:
-        return event_stream(guarded(exchange, answer.events(), render=error_event, last=DONE))
+        return EventStream(exchange, guarded(exchange, answer.events(), render=error_event, last=DONE))
     return Response(answer.whole(await finished(request, exchange)))
 
 
@@ -106,13 +105,8 @@ class CompletionAnswer:
         return self._reply(choices, usage=to_usage(self.exchange.groups))
 
     async def events(self) -> AsyncIterator[bytes]:
-        async for item in paced(self.exchange.groups, ping_interval_s=self.exchange.deps.server.ping_interval_s):
-            if item is None:
-                yield PING
-                continue
-            if item[1].finish_reason == "abort":
-                raise aborted(self.exchange)
-            yield event(self._reply([self._choice(*item)], usage=None if self.with_usage else UNSET))
+        async for position, delta in deltas(self.exchange):
+            yield event(self._reply([self._choice(position, delta)], usage=None if self.with_usage else UNSET))
         if self.with_usage:
             yield event(self._reply([], usage=to_usage(self.exchange.groups)))
 
@@ -132,6 +126,7 @@ class CompletionAnswer:
             text=self.echoes[position] + generation.text,
             finish_reason=to_finish_reason(generation.finish_reason),
             logprobs=to_logprobs(generation.logprobs, 0) if generation.logprobs else None,
+            length_reason=self._length_reason(generation.finish_reason),
         )
 
     def _choice(self, position: int, delta: Delta) -> text_wire.CompletionChoice:
@@ -144,7 +139,12 @@ class CompletionAnswer:
             text=echo + delta.text,
             finish_reason=to_finish_reason(delta.finish_reason) if delta.finish_reason else None,
             logprobs=to_logprobs(delta.logprobs, start) if delta.logprobs else None,
+            length_reason=self._length_reason(delta.finish_reason),
         )
+
+    def _length_reason(self, reason: FinishReason | None) -> str | UnsetType:
+        """The limit that ended this answer early."""
+        return (reason == "length" and self.exchange.length_reason) or UNSET
 
 
 def to_finish_reason(reason: FinishReason) -> text_wire.PlainFinishReason:

@@ -15,6 +15,7 @@ from atlas.gateway.exchange import HTTPRequest, exchange_of
 from atlas.gateway.inputs import to_inputs
 from atlas.gateway.models import choose_embedder
 from atlas.gateway.openapi import replies
+from atlas.gateway.tariff import most_input_tokens
 from atlas.types import Capabilities
 
 MAX_INPUTS = 2048  # OpenAI's bound
@@ -35,8 +36,10 @@ async def embeddings(request: HTTPRequest, data: JSONBody[text_wire.EmbeddingReq
     if len(inputs) > MAX_INPUTS:
         raise BadRequest(f"input: {len(inputs)} entries are more than {MAX_INPUTS}", param="input")
     check_dimensions(data.dimensions, engine.capabilities)
+    metered = await exchange.reserve(most_input_tokens(inputs))
     found = await engine.embed(inputs)
-    exchange.count_embedded(found.num_tokens)
+    metered.embedded_tokens = found.num_tokens
+    await exchange.settle()
     return text_wire.EmbeddingList(
         data=[
             text_wire.Embedding(index=i, embedding=encode(vector, data.encoding_format)) for i, vector in enumerate(found.vectors)

@@ -59,6 +59,14 @@ class ClientClosed(AtlasError):
     type = "invalid_request_error"
 
 
+class RequestAborted(AtlasError):
+    """Somebody who may has ended the request. Not a status that clients retry."""
+
+    status = 403
+    code = "request_aborted"
+    type = "permission_error"
+
+
 class HostNotAllowed(BadRequest):
     """The Host header names a machine we do not answer for."""
 
@@ -122,8 +130,9 @@ def error_headers(error: AtlasError) -> dict[str, str]:
 def note_error(exchange: Exchange, error: Exception) -> AtlasError:
     """The error as one of ours, noted in the exchange; one that nobody foresaw goes to the log with its traceback."""
     known = to_atlas_error(error, exchange)
-    exchange.refuse(known)
-    if known.status >= 500 and not isinstance(error, AtlasError):
+    exchange.refuse(known.code)
+    if known.status >= 500 and not isinstance(error, AtlasError) and exchange.crash is not error:
+        exchange.crash = error
         log.error("request.crashed", exc_info=error)
     return known
 

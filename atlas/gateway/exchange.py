@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+from collections.abc import Awaitable, Iterable
 from secrets import token_hex
 from typing import Any
 
@@ -11,11 +13,14 @@ from litestar import Request
 from litestar.types import HTTPScope
 from prometheus_client import CollectorRegistry
 
-from atlas.engine import Group
-from atlas.errors import AtlasError, EngineUnavailable
+from atlas.engine import Engine, Group
+from atlas.errors import AtlasError, BadRequest, EngineFailed, EngineUnavailable
 from atlas.gateway.deps import GatewayDeps
+from atlas.gateway.limit_headers import RawHeader
+from atlas.gateway.meter import PRIORITIES, Meter, MeteredRequest
 from atlas.gateway.proxies import Client
-from atlas.types import Generation, Principal, Prompt
+from atlas.store import Session
+from atlas.types import Activity, Generation, Principal, Prompt, RequestState, Usage
 
 HTTPRequest = Request[Any, Any, Any]
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -26,26 +31,34 @@ class Exchange:
 
     Attributes:
         registry: where this application's metrics are.
+        request_id: the client's own if it sent a plain one; it is in the reply and in every line of the log.
         model: id of the model that answers; empty until one is chosen.
-        groups: what the engine makes for this exchange; all of it is cancelled when the exchange ends.
+        metered: what is charged for; None until the handler submits something.
+        outcome: "completed", or the code of what went wrong.
         is_cut: the server is stopping and has ended this answer early.
     """
 
-    def __init__(self, deps: GatewayDeps, registry: CollectorRegistry, scope: HTTPScope) -> None:
+    def __init__(self, deps: GatewayDeps, registry: CollectorRegistry, meter: Meter, scope: HTTPScope) -> None:
         self.deps = deps
         self.registry = registry
-        self.request_id = _request_id(scope)
+        self.meter = meter
+        headers = scope["headers"]
+        self.request_id, self.usage_id = _request_ids(headers)
         self.method = str(scope["method"])
         self.path = str(scope["path"])
+        self.route = self.path.rstrip("/")  # of those that are metered: they have no parameters
         self.principal: Principal | None = None
+        self.session: Session | None = None  # of a browser, where the route looks at cookies
         self.client = Client()  # the Gate finds out who it is
         self.model = ""
-        self.groups: list[Group] = []
-        self.embedded_tokens = 0
+        self.metered: MeteredRequest | None = None
         self.status = 0
         self.outcome = "completed"
         self.is_cut = False
+        self.crash: Exception | None = None  # a defect that is in the log already
         self.started_s = time.monotonic()
+        self.at = time.time()
+        self._raw_headers = headers
 
     @property
     def source(self) -> str:
@@ -61,35 +74,101 @@ class Exchange:
         return self.principal.owner if self.principal else ""
 
     @property
+    def groups(self) -> list[Group]:
+        """What the engine makes for this exchange; all of it is cancelled when the exchange ends."""
+        return self.metered.groups if self.metered else []
+
+    @property
     def generations(self) -> list[Generation]:
         """Every candidate that has finished."""
-        return [generation for group in self.groups for generation in group.generations]
+        return self.metered.generations if self.metered else []
 
-    async def submit(self, prompt: Prompt) -> Group:
-        """Hand a prompt to the engine; what it makes belongs to this exchange."""
-        engine = self.deps.engine()
-        if engine is None:
-            raise still_loading()
-        group = await engine.submit(prompt)
-        self.groups.append(group)
-        return group
+    @property
+    def queue_position(self) -> int:
+        """1 is next; 0 is not waiting."""
+        return self.metered.queue_position if self.metered else 0
 
-    def count_embedded(self, num_tokens: int) -> None:
-        self.embedded_tokens += num_tokens
+    @property
+    def length_reason(self) -> str:
+        """The limit that ended the answer early; empty if none did."""
+        return self.metered.length_reason if self.metered else ""
 
-    def refuse(self, error: AtlasError) -> None:
-        """Note how the exchange went wrong."""
+    async def submit(self, engine: Engine, *prompts: Prompt, is_streamed: bool = False) -> None:
+        """Have these prompts admitted, paid for and answered. They may have to queue: `started` waits for that.
+
+        Raises:
+            AtlasError: as `MeteredRequest.enter`; nothing runs then.
+        """
+        metered = self._meter(is_streamed=is_streamed)
+        await self._settling_failures(metered.enter(engine, prompts))
+
+    async def reserve(self, prompt_tokens: int) -> MeteredRequest:
+        """Have something that needs no slot of the engine admitted and paid for. Raises as `Charge.open`."""
+        metered = self._meter(is_streamed=False)
+        await self._settling_failures(metered.reserve(prompt_tokens))
+        return metered
+
+    async def started(self) -> bool:
+        """Wait until the engine has the prompts and `groups` are there; False if the exchange was ended meanwhile.
+
+        Raises:
+            AtlasError: it has waited too long, or the engine refuses.
+        """
+        assert self.metered is not None  # something was submitted
+        await self.metered.started()
+        return bool(self.groups)
+
+    async def settle(self) -> None:
+        """Commit what was used, with how the exchange stands now. Later calls change nothing.
+
+        Raises:
+            LedgerUnavailable: it cannot be committed now; the client must not be told that all is well.
+        """
+        if self.metered is not None and not self.metered.is_settled:
+            await self.metered.settle(*self._ending(self.metered))
+
+    async def _settling_failures(self, step: Awaitable[None]) -> None:
+        try:
+            await step
+        except Exception as error:
+            self.refuse(error.code if isinstance(error, AtlasError) else EngineFailed.code)
+            await self.settle()
+            raise
+
+    def _meter(self, *, is_streamed: bool) -> MeteredRequest:
+        assert self.principal is not None  # the Gate lets nobody else in
+        by_default = PRIORITIES[self.route][0 if is_streamed else 1]
+        self.metered = MeteredRequest(
+            self.meter,
+            self.principal,
+            request_id=self.usage_id,
+            route=self.route,
+            model=self.model,
+            is_streamed=is_streamed,
+            priority=max(by_default, asked_priority(self._raw_headers)),
+        )
+        return self.metered
+
+    def _ending(self, metered: MeteredRequest) -> tuple[RequestState, str]:
+        """How it ended, and why in one word."""
+        if metered.aborted_by or self.outcome == "disconnected":
+            return "aborted", self.outcome
+        if self.outcome != "completed":
+            return "interrupted" if self.is_cut else "failed", self.outcome
+        return "completed", ",".join(dict.fromkeys(each.finish_reason for each in self.generations))
+
+    def refuse(self, code: str) -> None:
+        """Note how the exchange went wrong; the first reason stays."""
         if self.outcome == "completed":
-            self.outcome = error.code
+            self.outcome = code
 
     def cancel(self) -> None:
-        for group in self.groups:
-            if not group.is_done:
-                group.cancel()
+        if self.metered is not None:
+            self.metered.stop()
 
     def abandon(self) -> None:
         """The client has gone."""
-        self.outcome = "disconnected"
+        self.refuse("disconnected")
         self.cancel()
 
     def cut(self) -> None:
@@ -97,23 +176,58 @@ class Exchange:
         self.is_cut = True
         self.cancel()
 
-    def close(self) -> None:
-        """Nobody listens any more: stop what still runs."""
-        if not all(group.is_done for group in self.groups):
-            self.cancel()
-            self.outcome = "disconnected" if self.outcome == "completed" else self.outcome
+    async def close(self) -> None:
+        """Nobody listens any more: stop what still runs, and settle it. Does not raise: there is nobody left to tell."""
+        metered = self.metered
+        if metered is not None:
+            if not metered.is_settled:
+                self.refuse("disconnected")
+            with contextlib.suppress(AtlasError):  # the ledger's; the row is written when it can be
+                await self.settle()
+            metered.status = self.status
+            metered.forget()
+        if self.principal is not None and self.route in PRIORITIES and not (metered and metered.charge.is_reserved):
+            self.deps.traffic.refuse(self._refused(self.principal))
+
+    def _refused(self, principal: Principal) -> Activity:
+        usage = Usage(
+            request_id=self.usage_id,
+            at=self.at,
+            owner=principal.owner,
+            key_id=principal.key_id,
+            route=self.route,
+            model=self.model,
+            state="refused",
+            finish=self.outcome,
+            wall_s=self.wall_s,
+        )
+        key_name = principal.name if principal.key_id else ""
+        return Activity(usage=usage, username=principal.username, key_name=key_name, status=self.status)
 
     @property
     def wall_s(self) -> float:
         return time.monotonic() - self.started_s
 
+    def reply_headers(self) -> list[RawHeader]:
+        """What the reply says of the exchange itself."""
+        headers = [(b"x-request-id", self.request_id.encode())]
+        if self.path.startswith("/v1/messages"):
+            headers.append((b"request-id", self.request_id.encode()))
+        metered = self.metered
+        if metered is not None:
+            headers += metered.charge.headers
+            if not metered.is_queued:
+                headers.append((b"x-atlas-queue-ms", b"%d" % round(metered.queue_s * 1000)))
+            if self.usage_id != self.request_id:
+                headers.append((b"x-atlas-request-id", self.usage_id.encode()))
+        return headers
+
     def count_tokens(self) -> dict[str, int]:
-        """Tokens by type; candidates that have not ended are not counted."""
-        return {
-            "prompt": sum(group.prompt_tokens for group in self.groups) + self.embedded_tokens,
-            "cached": sum(group.cached_tokens for group in self.groups),
-            "completion": sum(generation.num_tokens for generation in self.generations),
-        }
+        """Tokens by type."""
+        usage = self.metered.activity().usage if self.metered else None
+        if usage is None:
+            return {"prompt": 0, "cached": 0, "completion": 0}
+        return {"prompt": usage.prompt_tokens, "cached": usage.cached_tokens, "completion": usage.completion_tokens}
 
     def line(self) -> dict[str, Any]:
         """What the log says about the exchange: sizes, times and outcome, never a text or a secret."""
@@ -121,12 +235,24 @@ class Exchange:
         line: dict[str, Any] = {"method": self.method, "path": path if path.isprintable() else repr(path)}
         line |= {"status": self.status, "outcome": self.outcome, "wall_s": round(self.wall_s, 4)}
         if self.principal:
-            line["key_id"] = self.principal.key_id
+            line |= {"owner": self.principal.owner, "key_id": self.principal.key_id}
         if self.model:
             line["model"] = self.model
-            line |= {f"{kind}_tokens": count for kind, count in self.count_tokens().items()}
-        firsts = [generation.timings.first_token_s for generation in self.generations if generation.num_tokens]
-        return line | ({"ttft_s": round(min(firsts), 4)} if firsts else {})
+        if self.metered:
+            line |= _usage_line(self.metered.activity().usage)
+        return line
+
+
+def _usage_line(usage: Usage) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "usage_id": usage.request_id,
+        "state": usage.state,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "queue_ms": round(usage.queue_s * 1000),
+    }
+    return line if usage.ttft_s is None else line | {"ttft_s": round(usage.ttft_s, 4)}
 
 
 def still_loading() -> EngineUnavailable:
@@ -138,9 +264,24 @@ def exchange_of(request: HTTPRequest) -> Exchange:
     return found
 
 
-def _request_id(scope: HTTPScope) -> str:
-    """The client's own id if it is short and plain, else a fresh one."""
-    for name, value in scope["headers"]:
+def asked_priority(headers: Iterable[RawHeader]) -> int:
+    """From x-atlas-priority: p0, p1 or p2. Nobody can raise their priority, so 0, the highest, asks for nothing.
+
+    Raises:
+        BadRequest: it is none of these.
+    """
+    for name, value in headers:
+        if name == b"x-atlas-priority":
+            if value not in (b"p0", b"p1", b"p2"):
+                raise BadRequest("x-atlas-priority: must be p0, p1 or p2", param="x-atlas-priority")
+            return value[1] - ord("0")
+    return 0
+
+
+def _request_ids(headers: Iterable[RawHeader]) -> tuple[str, str]:
+    """The id for reply and log (the client's own if it is short and plain), and the id for the ledger: always a fresh one."""
+    fresh = "req_" + token_hex(12)
+    for name, value in headers:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            return value.decode()
-    return "req_" + token_hex(12)
+            return value.decode(), fresh
+    return fresh, fresh

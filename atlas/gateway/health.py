@@ -1,15 +1,27 @@
-"""Is the process alive, and can it answer? The only routes without a key."""
+"""Is the process alive, and can it answer? The only routes without a key.
+
+Everything an answer needs is tried anew on each call, all of it at the same time; callers that come while a trial runs share it,
+so that asking often costs no more than asking once.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 from litestar import Response, get
 from litestar.openapi import ResponseSpec
 
+from atlas.errors import AtlasError
+from atlas.gateway.deps import GatewayDeps, Readiness
 from atlas.gateway.exchange import HTTPRequest, exchange_of
 from atlas.gateway.openapi import MEANINGS, PUBLIC, replies
 from atlas.gateway.wire import Wire
+from atlas.store import Store
+
+PROBE_TIMEOUT_S = 2.0  # Redis has one second to answer a request; chosen
 
 
 class Liveness(Wire):
@@ -17,9 +29,9 @@ class Liveness(Wire):
 
 
 class ReadinessReply(Wire):
-    """`degraded` still answers; `reasons` say what is missing."""
+    """`degraded` still answers, `unavailable` does not; `reasons` say what is missing."""
 
-    status: Literal["loading", "ready", "degraded", "draining"]
+    status: Literal["loading", "ready", "degraded", "unavailable", "draining"]
     reasons: tuple[str, ...] = ()
 
 
@@ -49,12 +61,45 @@ READINESS = replies(ReadinessReply, (400,)) | {
     responses=READINESS,
 )
 async def readyz(request: HTTPRequest) -> Response[ReadinessReply]:
-    deps = exchange_of(request).deps
-    if deps.draining.is_set():
-        reply = ReadinessReply(status="draining", reasons=("the server is shutting down",))
-    else:
-        state = deps.readiness()
-        reply = ReadinessReply(status=state.status, reasons=state.reasons)
+    state = await check_readiness(exchange_of(request).deps)
+    reply = ReadinessReply(status=state.status, reasons=state.reasons)
     if reply.status in ("ready", "degraded"):
         return Response(reply)
     return Response(reply, status_code=503, headers={"retry-after": "2", "retry-after-ms": "2000"})
+
+
+async def check_readiness(deps: GatewayDeps) -> Readiness:
+    """Whether a request would be answered now, and what stands against it."""
+    if deps.draining.is_set():
+        return Readiness(status="draining", reasons=("the server is shutting down",))
+    probe = _probes.get(deps.store)
+    if probe is None or probe.done():
+        probe = _probes[deps.store] = asyncio.create_task(_probe(deps))
+    troubles = await asyncio.shield(probe)
+    state = deps.readiness()
+    if troubles and state.status in ("ready", "degraded"):
+        return Readiness(status="unavailable", reasons=(*troubles, *state.reasons))
+    return Readiness(status=state.status, reasons=(*state.reasons, *troubles))
+
+
+_probes: WeakKeyDictionary[Store, asyncio.Task[tuple[str, ...]]] = WeakKeyDictionary()  # each server's latest
+
+
+async def _probe(deps: GatewayDeps) -> tuple[str, ...]:
+    """What metered requests need and do not have."""
+    trials = [_trouble("the ledger", asyncio.to_thread(deps.store.check))]
+    if deps.live is not None and deps.auth.mode != "off":
+        trials.append(_trouble("Redis", deps.live.ping()))
+    return tuple(trouble for trouble in await asyncio.gather(*trials) if trouble)
+
+
+async def _trouble(name: str, trial: Awaitable[None]) -> str:
+    """In a sentence; empty if it works."""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            await trial
+    except TimeoutError:
+        return f"{name} does not answer within {PROBE_TIMEOUT_S:g} s"
+    except AtlasError as error:
+        return error.message
+    return ""

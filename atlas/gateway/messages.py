@@ -10,17 +10,18 @@ import msgspec
 from litestar import Response, post
 from litestar.params import JSONBody
 from litestar.response import Stream
+from msgspec import UNSET
 
 from atlas.engine import Engine, Group
 from atlas.errors import AtlasError
 from atlas.gateway import anthropic_wire as wire
-from atlas.gateway.answer import aborted, finished, guarded
+from atlas.gateway.answer import aborted, deltas, finished, guarded
 from atlas.gateway.anthropic_convert import counted_prompt, messages_prompt
 from atlas.gateway.errors import anthropic_reply
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.models import choose_engine
 from atlas.gateway.openapi import StreamingOperation, anthropic_replies
-from atlas.gateway.sse import event, event_stream, paced
+from atlas.gateway.sse import EventStream, event
 from atlas.types import Delta, Generation, ToolCallDelta
 
 
@@ -36,11 +37,13 @@ from atlas.types import Delta, Generation, ToolCallDelta
 async def messages(request: HTTPRequest, data: JSONBody[wire.MessagesRequest]) -> Response[wire.MessageReply] | Stream:
     exchange = exchange_of(request)
     engine = choose_mapped(exchange, data.model)
-    group = await exchange.submit(messages_prompt(data, engine.capabilities, owner=exchange.owner))
+    prompt = messages_prompt(data, engine.capabilities, owner=exchange.owner)
+    await exchange.submit(engine, prompt, is_streamed=bool(data.stream))
     if data.stream:
-        return event_stream(guarded(exchange, MessageStream(exchange, group).events(), render=_error_event(exchange)))
+        events = guarded(exchange, MessageStream(exchange).events(), render=_error_event(exchange))
+        return EventStream(exchange, events, ping=_named(wire.Ping()))
     [[generation]] = await finished(request, exchange)
-    return Response(to_reply(exchange, group, generation))
+    return Response(to_reply(exchange, generation))
 
 
 @post(
@@ -67,15 +70,16 @@ def choose_mapped(exchange: Exchange, model: str) -> Engine:
     return choose_engine(exchange, model)
 
 
-def to_reply(exchange: Exchange, group: Group, generation: Generation) -> wire.MessageReply:
-    stop = to_stop(generation)
+def to_reply(exchange: Exchange, generation: Generation) -> wire.MessageReply:
+    stop = to_stop(generation, exchange.length_reason)
     return wire.MessageReply(
         id="msg_" + token_hex(12),
         model=exchange.model,
         content=list(to_blocks(generation)),
-        usage=to_usage(group, generation),
+        usage=to_usage(exchange.groups[0], generation),
         stop_reason=stop.stop_reason,
         stop_sequence=stop.stop_sequence,
+        length_reason=stop.length_reason,
     )
 
 
@@ -96,11 +100,12 @@ def to_input(arguments: str) -> dict[str, Any]:
         return {"arguments": arguments}
 
 
-def to_stop(generation: Generation) -> wire.StopDelta:
+def to_stop(generation: Generation, length_reason: str = "") -> wire.StopDelta:
+    """`length_reason`: the limit that ended the answer early."""
     if generation.finish_reason == "tool_calls":
         return wire.StopDelta(stop_reason="tool_use", stop_sequence=None)
     if generation.finish_reason == "length":
-        return wire.StopDelta(stop_reason="max_tokens", stop_sequence=None)
+        return wire.StopDelta(stop_reason="max_tokens", stop_sequence=None, length_reason=length_reason or UNSET)
     reason: wire.StopReason = "end_turn" if generation.matched_stop is None else "stop_sequence"
     return wire.StopDelta(stop_reason=reason, stop_sequence=generation.matched_stop)
 
@@ -116,25 +121,19 @@ def to_usage(group: Group, generation: Generation | None) -> wire.AnthropicUsage
 class MessageStream:
     """The events of one answer: blocks open and close one after the other, each with its own index."""
 
-    def __init__(self, exchange: Exchange, group: Group) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
-        self.group = group
         self._open: str = ""  # kind of the block that is open: "", "thinking", "text" or "call <index>"
         self._index = -1
 
     async def events(self) -> AsyncIterator[bytes]:
-        empty = wire.MessageReply(
-            id="msg_" + token_hex(12), model=self.exchange.model, content=[], usage=to_usage(self.group, None)
-        )
-        yield _named(wire.MessageStart(message=empty))
-        yield _named(wire.Ping())
-        async for item in paced([self.group], ping_interval_s=self.exchange.deps.server.ping_interval_s):
-            if item is None:
-                yield _named(wire.Ping())
-                continue
-            if item[1].finish_reason == "abort":
-                raise aborted(self.exchange)
-            for part in self._parts(item[1]):
+        if not await self.exchange.started():  # the first event says how long the prompt is
+            raise aborted(self.exchange)
+        [group] = self.exchange.groups
+        empty = wire.MessageReply(id="msg_" + token_hex(12), model=self.exchange.model, content=[], usage=to_usage(group, None))
+        yield _named(wire.MessageStart(message=empty)) + _named(wire.Ping())
+        async for _, delta in deltas(self.exchange):
+            for part in self._parts(delta):
                 yield _named(part)
         for part in self._end():
             yield _named(part)
@@ -172,8 +171,10 @@ class MessageStream:
 
     def _end(self) -> Iterator[wire.StreamEvent]:
         yield from self._leave()
-        generation = self.group.generations[0]
-        yield wire.MessageDelta(delta=to_stop(generation), usage=to_usage(self.group, generation))
+        [group] = self.exchange.groups
+        [generation] = group.generations
+        stop = to_stop(generation, self.exchange.length_reason)
+        yield wire.MessageDelta(delta=stop, usage=to_usage(group, generation))
         yield wire.MessageStop()
 
 

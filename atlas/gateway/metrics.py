@@ -1,4 +1,4 @@
-"""GET /metrics for Prometheus: what clients feel, and what the engine does.
+"""GET /metrics for Prometheus: what clients feel, and what the engine, the queue, the limits and the ledger do.
 
 Names follow vLLM's (time to first token, inter-token latency, running, waiting), so that its dashboards port by renaming. There
 are no labels per key or user: their number is not bounded.
@@ -6,68 +6,108 @@ are no labels per key or user: their number is not bounded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import TypeVar
 
 from litestar import Response, get
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
+from atlas.gateway.meter import Meter
 from atlas.gateway.openapi import READING, replies_in_text
-from atlas.types import Generation
+from atlas.types import Generation, Usage
 
 # Buckets are vLLM's, in seconds: milliseconds of a small model to minutes of a long prompt.
 TTFT_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 GAP_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
 REQUEST_BUCKETS_S = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody plots
+STATES = ("completed", "aborted", "failed", "interrupted")
+AnyMetric = TypeVar("AnyMetric", Counter, Histogram)
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
 class Metrics:
     """Counters of one application; written by the event loop only."""
 
-    def __init__(self, deps: GatewayDeps) -> None:
+    def __init__(self, deps: GatewayDeps, meter: Meter) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("atlas_http_requests", "Requests answered", "route", "method", "code")
         self.rejections = self._counter("atlas_rejections", "Requests that ended in an error", "reason")
         self.tokens = self._counter("atlas_tokens", "Tokens; cached ones are part of prompt", "model", "type")
         self.ttft = self._histogram("atlas_ttft_seconds", "Submission to first token", TTFT_BUCKETS_S, "model")
         self.gap = self._histogram("atlas_inter_token_seconds", "Mean time between a candidate's tokens", GAP_BUCKETS_S, "model")
-        self.queue = self._histogram("atlas_queue_wait_seconds", "Submission to start", TTFT_BUCKETS_S, "model")
+        self.queue = self._histogram(
+            "atlas_queue_wait_seconds", "Admission to start, gateway and engine", TTFT_BUCKETS_S, "model"
+        )
         self.wall = self._histogram("atlas_request_seconds", "Whole exchange", REQUEST_BUCKETS_S, "model", "finish")
         self.registry.register(EngineCollector(deps))
+        self.registry.register(MeterCollector(meter))
+        ProcessCollector(registry=self.registry)
 
     def observe(self, exchange: Exchange, *, route: str, wall_s: float) -> None:
         """Count a finished exchange."""
         method = exchange.method if exchange.method in METHODS else "other"
-        self.requests.labels(route, method, str(exchange.status)).inc()
+        self.requests(route, method, str(exchange.status)).inc()
         if exchange.outcome != "completed":
-            self.rejections.labels(exchange.outcome).inc()
+            self.rejections(exchange.outcome).inc()
         if exchange.model:
-            self.wall.labels(exchange.model, exchange.outcome).observe(wall_s)
-            for kind, count in exchange.count_tokens().items():
-                self.tokens.labels(exchange.model, kind).inc(count)
-            for generation in exchange.generations:
-                self._observe_generation(exchange.model, generation)
+            self.wall(exchange.model, exchange.outcome).observe(wall_s)
+        if exchange.metered is not None:
+            self._observe_usage(exchange.metered.activity().usage, exchange.generations)
+
+    def _observe_usage(self, usage: Usage, generations: Sequence[Generation]) -> None:
+        model = usage.model
+        self.tokens(model, "prompt").inc(usage.prompt_tokens)
+        self.tokens(model, "cached").inc(usage.cached_tokens)
+        self.tokens(model, "completion").inc(usage.completion_tokens)
+        if any(generation.num_tokens for generation in generations):
+            self.queue(model).observe(usage.queue_s)
+        for generation in generations:
+            self._observe_generation(model, generation)
 
     def _observe_generation(self, model: str, generation: Generation) -> None:
         timings = generation.timings
         if generation.num_tokens == 0:
             return
-        self.queue.labels(model).observe(timings.queue_s)
-        self.ttft.labels(model).observe(timings.first_token_s)
+        self.ttft(model).observe(timings.first_token_s)
         if generation.num_tokens > 1:
-            self.gap.labels(model).observe((timings.total_s - timings.first_token_s) / (generation.num_tokens - 1))
+            self.gap(model).observe((timings.total_s - timings.first_token_s) / (generation.num_tokens - 1))
 
-    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
-        return Counter(name, documentation, labels, registry=self.registry)
+    def _counter(self, name: str, documentation: str, *labels: str) -> Callable[..., Counter]:
+        return _by_labels(Counter(name, documentation, labels, registry=self.registry))
 
-    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(name, documentation, labels, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...], *labels: str) -> Callable[..., Histogram]:
+        return _by_labels(Histogram(name, documentation, labels, buckets=buckets, registry=self.registry))
+
+
+def _by_labels(metric: AnyMetric) -> Callable[..., AnyMetric]:
+    """The child of given label values; the library's own look-up takes a lock and makes a copy, every time."""
+    return lru_cache(maxsize=1024)(metric.labels)
+
+
+class MeterCollector(Collector):
+    """The queue, limits and usage rows as they are when Prometheus asks: counting them costs requests nothing."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+
+    def collect(self) -> Iterator[Metric]:
+        queue, books = self.meter.queue, self.meter.books
+        waiting = {f"p{priority}": float(count) for priority, count in enumerate(queue.waiting())}
+        yield _labelled("atlas_queue_waiting", "Requests that wait for a place at the engine", waiting, "priority")
+        yield _labelled("atlas_queue_running", "Requests that hold one", {"": queue.num_running})
+        yield _labelled("atlas_queue_slots", "Places, one per candidate", {"used": queue.used, "total": queue.capacity}, "state")
+        yield _counted("atlas_usage_rows", "Usage rows committed", {state: books.num_written[state] for state in STATES}, "state")
+        yield _labelled("atlas_usage_late", "Ended requests that the ledger has not taken yet", {"": len(books.late)})
+        refused = {stage: books.num_refused[stage] for stage in ("admission", "extension")}
+        yield _counted("atlas_budget_refusals", "Requests and extensions refused for a budget", refused, "stage")
+        yield _labelled("atlas_limits_up", "Whether Redis answered when it was last asked", {"": books.is_limits_up})
 
 
 class EngineCollector(Collector):
@@ -120,4 +160,19 @@ def _gauge(
 def _counter(name: str, documentation: str, value: float, model: list[str]) -> CounterMetricFamily:
     family = CounterMetricFamily(name, documentation, labels=["model"])
     family.add_metric(model, value)
+    return family
+
+
+def _labelled(name: str, documentation: str, values: Mapping[str, float], label: str | None = None) -> GaugeMetricFamily:
+    """A gauge without a model; one value per label, and with no label the only one is under ""."""
+    family = GaugeMetricFamily(name, documentation, labels=[label] if label else [])
+    for value_of, value in values.items():
+        family.add_metric([value_of] if label else [], value)
+    return family
+
+
+def _counted(name: str, documentation: str, values: Mapping[str, float], label: str) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, documentation, labels=[label])
+    for value_of, value in values.items():
+        family.add_metric([value_of], value)
     return family

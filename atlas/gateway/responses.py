@@ -9,17 +9,18 @@ from secrets import token_hex
 from litestar import Response, post
 from litestar.params import JSONBody
 from litestar.response import Stream
+from msgspec import UNSET
 
 from atlas.engine import Group
 from atlas.errors import AtlasError
 from atlas.gateway import responses_wire as wire
-from atlas.gateway.answer import aborted, finished, guarded
+from atlas.gateway.answer import deltas, finished, guarded
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.models import choose_engine
 from atlas.gateway.openapi import StreamingOperation, replies
 from atlas.gateway.responses_convert import AnyTool, read_tools, response_prompt
 from atlas.gateway.responses_items import OpenItem, OpenMessage, OpenReasoning, open_call, to_output
-from atlas.gateway.sse import PING, event, event_stream, paced
+from atlas.gateway.sse import EventStream, event
 from atlas.types import Delta, Generation, ToolCallDelta
 
 
@@ -36,10 +37,11 @@ async def responses(request: HTTPRequest, data: JSONBody[wire.ResponseRequest]) 
     exchange = exchange_of(request)
     engine = choose_engine(exchange, data.model)
     tools = read_tools(data)
-    group = await exchange.submit(response_prompt(data, tools, engine.capabilities, owner=exchange.owner))
-    answer = ResponseAnswer(exchange, group, data, tools)
+    prompt = response_prompt(data, tools, engine.capabilities, owner=exchange.owner)
+    await exchange.submit(engine, prompt, is_streamed=bool(data.stream))
+    answer = ResponseAnswer(exchange, data, tools)
     if data.stream:
-        return event_stream(guarded(exchange, answer.events(), render=answer.failure))
+        return EventStream(exchange, guarded(exchange, answer.events(), render=answer.failure))
     [[generation]] = await finished(request, exchange)
     return Response(answer.whole(generation))
 
@@ -47,9 +49,8 @@ async def responses(request: HTTPRequest, data: JSONBody[wire.ResponseRequest]) 
 class ResponseAnswer:
     """One answer under construction: its items open and close one after the other, each with its own index."""
 
-    def __init__(self, exchange: Exchange, group: Group, request: wire.ResponseRequest, tools: Sequence[AnyTool]) -> None:
+    def __init__(self, exchange: Exchange, request: wire.ResponseRequest, tools: Sequence[AnyTool]) -> None:
         self.exchange = exchange
-        self.group = group
         self._custom = frozenset(tool.name for tool in tools if isinstance(tool, wire.CustomTool))
         self._reply = first_reply(exchange.model, request, tools)
         self._kind = ""  # of the open item: "", "reasoning", "text" or "call <index>"
@@ -64,15 +65,10 @@ class ResponseAnswer:
     async def events(self) -> AsyncIterator[bytes]:
         for stage in ("created", "in_progress"):
             yield self._sent(wire.ResponseEvent(type=f"response.{stage}", response=self._reply))
-        async for item in paced([self.group], ping_interval_s=self.exchange.deps.server.ping_interval_s):
-            if item is None:
-                yield PING
-                continue
-            if item[1].finish_reason == "abort":
-                raise aborted(self.exchange)
-            for part in self._parts(item[1]):
+        async for _, delta in deltas(self.exchange):
+            for part in self._parts(delta):
                 yield self._sent(part)
-        for part in self._end(self.group.generations[0]):
+        for part in self._end(self.exchange.generations[0]):
             yield self._sent(part)
 
     def failure(self, error: AtlasError) -> bytes:
@@ -119,10 +115,10 @@ class ResponseAnswer:
 
     def _close(self, generation: Generation) -> None:
         self._reply.status = "completed"
-        self._reply.usage = to_usage(self.group, generation)
+        self._reply.usage = to_usage(self.exchange.groups[0], generation)
         if generation.finish_reason == "length":
             self._reply.status = "incomplete"
-            self._reply.incomplete_details = wire.IncompleteDetails()
+            self._reply.incomplete_details = wire.IncompleteDetails(length_reason=self.exchange.length_reason or UNSET)
 
     def _sent(self, part: wire.Event) -> bytes:
         """The event with its number; as Anthropic's, it carries its type twice."""

@@ -211,6 +211,7 @@ class ResponseError(Wire):
 
 class IncompleteDetails(Wire):
     reason: Literal["max_output_tokens"] = "max_output_tokens"
+    length_reason: str | UnsetType = UNSET  # ours: the limit that ended the answer
 
 
 class ResponseReply(Wire):

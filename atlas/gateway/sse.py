@@ -3,85 +3,118 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 from litestar.response import Stream
+from litestar.response.streaming import ASGIStreamingResponse
+from litestar.types import Receive, Send
 
-from atlas.engine import Group
-from atlas.gateway.exchange import HTTPRequest
-from atlas.types import Delta
+from atlas.gateway.exchange import Exchange, HTTPRequest
 
 PING = b": ping\n\n"  # a comment: clients skip it, proxies see life
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+QUEUE_INTERVAL_S = 1.0  # a client in the queue hears of a new position at most this often
 
-_Item = tuple[int, Delta] | None  # None: one group has nothing more
 _encoder = msgspec.json.Encoder()
 
 
 def event(payload: msgspec.Struct, *, name: str = "") -> bytes:
     """One event; `name` is for dialects that name theirs."""
-    prefix = f"event: {name}\n".encode() if name else b""
-    return prefix + b"data: " + _encoder.encode(payload) + b"\n\n"
+    if name:
+        return b"event: %b\ndata: %b\n\n" % (name.encode(), _encoder.encode(payload))
+    return b"data: %b\n\n" % _encoder.encode(payload)
 
 
-def event_stream(events: AsyncIterator[bytes]) -> Stream:
-    return Stream(events, media_type="text/event-stream", headers=HEADERS, status_code=200)
+class EventStream(Stream):
+    """Events of one exchange. The engine stops when the client goes away; while it is quiet there are comments.
 
-
-async def paced(groups: Sequence[Group], *, ping_interval_s: float) -> AsyncIterator[tuple[int, Delta] | None]:
-    """(position of the group, Delta) as they come, and None whenever nothing came for `ping_interval_s`.
-
-    Raises what made a group fail.
+    Litestar's own stream cancels its generator instead, wherever that stands, and cannot speak for it while it waits.
     """
-    queue: asyncio.Queue[_Item] = asyncio.Queue()
-    pumps = [asyncio.create_task(_pump(group, position, queue)) for position, group in enumerate(groups)]
-    left = len(pumps)
-    try:
-        while left:
-            try:
-                item = await _next(queue, ping_interval_s)
-            except TimeoutError:
-                yield None
-                continue
-            if item is not None:
-                yield item
-                continue
-            left -= 1
-        await asyncio.gather(*pumps)  # raises what a group failed with
-    finally:
-        for pump in pumps:
-            pump.cancel()
+
+    def __init__(self, exchange: Exchange, events: AsyncGenerator[bytes, None], *, ping: bytes = PING) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=HEADERS, status_code=200)
+        self.exchange, self.events, self.ping = exchange, events, ping
+
+    def to_asgi_response(  # type: ignore[override]  # what Litestar passes beside these does not concern a stream of ours
+        self, app: None, request: HTTPRequest, *, headers: dict[str, str] | None = None, **_: Any
+    ) -> Sending:
+        return Sending(self, headers={**(headers or {}), **self.headers})
 
 
-async def _next(queue: asyncio.Queue[_Item], timeout_s: float) -> _Item:
-    if queue.qsize():
-        return queue.get_nowait()
-    async with asyncio.timeout(timeout_s):
-        return await queue.get()
+class Sending(ASGIStreamingResponse):
+    """An `EventStream` on its way."""
 
+    __slots__ = ("_exchange", "_is_over", "_last_s", "_loop", "_ping", "_position", "_said", "_send", "_timer")
 
-async def _pump(group: Group, position: int, queue: asyncio.Queue[_Item]) -> None:
-    try:
-        async for delta in group:
-            queue.put_nowait((position, delta))
-    finally:
-        queue.put_nowait(None)
+    iterator: AsyncGenerator[bytes, None]
+
+    def __init__(self, stream: EventStream, *, headers: dict[str, str]) -> None:
+        super().__init__(iterator=stream.events, headers=headers, media_type=stream.media_type, status_code=stream.status_code)
+        self._exchange, self._ping = stream.exchange, stream.ping
+        self._is_over = False
+        self._position = 0  # in the queue, as last told
+        self._said: asyncio.Task[None] | None = None  # the last comment
+
+    async def send_body(self, send: Send, receive: Receive) -> None:
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._last_s = self._loop.time()
+        self._timer = self._loop.call_later(0, self._speak)
+        watching = asyncio.create_task(_watch(receive, self._gone))
+        try:
+            async for chunk in self.iterator:
+                self._last_s = self._loop.time()
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            self._is_over = True
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._is_over = True
+            self._timer.cancel()
+            watching.cancel()
+            await self.iterator.aclose()
+
+    def _gone(self) -> None:
+        if not self._is_over:
+            self._exchange.abandon()
+
+    def _speak(self) -> None:
+        """Say where the request stands if that has changed, else that it lives if nothing was said for long; look again later."""
+        ping_interval_s = self._exchange.deps.server.ping_interval_s
+        position = self._exchange.queue_position
+        if position and position != self._position:
+            self._say(b": queued position=%d\n\n" % position)
+        elif self._loop.time() - self._last_s >= ping_interval_s:
+            self._say(self._ping)
+        self._position = position
+        wait_s = self._last_s + ping_interval_s - self._loop.time()
+        self._timer = self._loop.call_later(min(wait_s, QUEUE_INTERVAL_S) if position else wait_s, self._speak)
+
+    def _say(self, comment: bytes) -> None:
+        """Send something between two events, unless the last such thing is still on its way to a slow client."""
+        self._last_s = self._loop.time()
+        if self._said is None or self._said.done():
+            self._said = asyncio.create_task(self._send_comment(comment))
+
+    async def _send_comment(self, comment: bytes) -> None:
+        if not self._is_over:
+            await self._send({"type": "http.response.body", "body": comment, "more_body": True})
 
 
 @asynccontextmanager
 async def on_disconnect(request: HTTPRequest, act: Callable[[], None]) -> AsyncIterator[None]:
     """Call `act` if the client goes away while the body of this `with` waits. The request's body must have been read."""
-    task = asyncio.create_task(_watch(request, act))
+    task = asyncio.create_task(_watch(request.receive, act))
     try:
         yield
     finally:
         task.cancel()
 
 
-async def _watch(request: HTTPRequest, act: Callable[[], None]) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _watch(receive: Receive, act: Callable[[], None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
     act()

@@ -35,6 +35,7 @@ class CompletionChoice(Wire):
     text: str
     finish_reason: PlainFinishReason | None = None
     logprobs: CompletionLogprobs | None = None
+    length_reason: str | UnsetType = UNSET  # ours: the limit that ended the answer, beside finish_reason "length"
 
 
 class Completion(Wire):

@@ -229,6 +229,7 @@ class ChatChoice(Wire):
     message: ReplyMessage
     finish_reason: FinishReason
     logprobs: ChoiceLogprobs | None = None
+    length_reason: str | UnsetType = UNSET  # ours: the limit that ended the answer, beside finish_reason "length"
 
 
 class ChatCompletion(Wire):
@@ -265,6 +266,7 @@ class ChunkChoice(Wire):
     delta: MessageDelta
     finish_reason: FinishReason | None = None
     logprobs: ChoiceLogprobs | None = None
+    length_reason: str | UnsetType = UNSET
 
 
 class ChatCompletionChunk(Wire):

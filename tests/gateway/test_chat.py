@@ -205,7 +205,7 @@ def test_sampling_fields_reach_the_engine(server: Running) -> None:
     assert sampling.logit_bias == {42: -100.0}
     assert prompt.max_tokens == 5
     assert prompt.stop == ("!",)
-    assert prompt.owner == "alice"
+    assert prompt.owner == server.deps.store.accounts.owner().id
 
 
 def test_temperature_left_out_is_the_models_own(server: Running) -> None:

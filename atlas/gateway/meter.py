@@ -1,0 +1,315 @@
+"""The life of one metered request: counted, admitted, reserved, queued, run, extended and settled.
+
+The order is the promise (contracts.md 3). Limits and budgets are charged before anything is spent; the reservation is durable
+before the engine sees the prompt, each extension before the tokens it pays for, and the usage row is committed before the last
+byte of the answer. After a crash at any moment the ledger therefore charges at least what a client has received and at most what
+was reserved for it. When an extension is refused the answer ends where its reservation does, with finish reason "length" and the
+name of the limit beside it.
+
+What fails before its reservation is durable is not usage; it is shown as refused (traffic.py), and counted in /metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from atlas.engine import Engine, Group
+from atlas.errors import AtlasError
+from atlas.gateway.admission import AdmissionQueue, Ticket
+from atlas.gateway.charge import Books, Charge, as_failed
+from atlas.gateway.deps import GatewayDeps
+from atlas.gateway.tariff import Tariff, count_prompt
+from atlas.gateway.traffic import Speeds
+from atlas.settings import Settings
+from atlas.types import Activity, Generation, Principal, Prompt, RequestState, Usage
+
+log = structlog.get_logger("atlas.gateway")
+
+# Priority by route: (streamed, whole). Somebody reads along with a stream; a whole answer is more often a script's.
+PRIORITIES = {
+    "/v1/chat/completions": (0, 1),
+    "/v1/completions": (0, 1),
+    "/v1/messages": (0, 1),
+    "/v1/responses": (0, 1),
+    "/v1/embeddings": (1, 1),
+}
+REMOTE_SLOTS = 64  # of a remote engine, unless queue.max_running says otherwise; chosen, unmeasured
+CANCEL_PATIENCE_S = 2.0  # for the engine to say how far a cancelled answer had come
+
+
+class Meter:
+    """What all metered requests of an application share. Lives in the event loop."""
+
+    def __init__(self, deps: GatewayDeps) -> None:
+        # Without keys there is nobody to limit; what they use is recorded all the same.
+        live = deps.live if deps.auth.mode != "off" else None
+        self.books = Books(deps.store, live, Tariff(deps.limits.prices))
+        self.slice_tokens = deps.limits.slice_tokens
+        self.traffic = deps.traffic
+        self.queue = AdmissionQueue(slots_of(deps.settings), max_waiting=deps.queue.max_waiting, timeout_s=deps.queue.timeout_s)
+        self.traffic.measure(lambda: (self.queue.waiting(), self.queue.num_running))
+
+
+def slots_of(settings: Settings) -> int:
+    """Candidates handed to the engine at a time."""
+    return settings.queue.max_running or (REMOTE_SLOTS if settings.remote.url else settings.engine.max_sequences)
+
+
+class MeteredRequest:
+    """One request, from its admission to its usage row. Changed by the event loop only.
+
+    Attributes:
+        id: of its usage row; never the client's own, which may come twice.
+        groups: what the engine makes of its prompts; empty until it has left the queue.
+        embedded_tokens: what an embedding request turned out to cost.
+        length_reason: the limit that ended the answer early; empty if none did.
+        aborted_by: who ended it from outside; empty if nobody did.
+        status: of the reply, once it has begun.
+    """
+
+    def __init__(
+        self, meter: Meter, principal: Principal, *, request_id: str, route: str, model: str, is_streamed: bool, priority: int
+    ) -> None:
+        self.meter = meter
+        self.principal = principal
+        self.id = request_id
+        self.charge = Charge(meter.books, principal, request_id=request_id, route=route, model=model)
+        self.groups: list[Group] = []
+        self.embedded_tokens = 0
+        self.length_reason = ""
+        self.aborted_by = ""
+        self.status = 0
+        self._route, self._model, self._is_streamed, self._priority = route, model, is_streamed, priority
+        self._started_s = self._submitted_s = time.monotonic()
+        self._prompts: Sequence[Prompt] = ()
+        self._engine: Engine | None = None
+        self._allowance = 0  # completion tokens per candidate that are paid for
+        self._ticket: Ticket | None = None
+        self._watchers: list[asyncio.Task[None]] = []
+        self._extending = asyncio.Lock()
+        self._final: Usage | None = None
+
+    # -- the way in --
+
+    async def enter(self, engine: Engine, prompts: Sequence[Prompt]) -> None:
+        """Count, admit, reserve, and run or queue.
+
+        Raises:
+            EngineOverloaded: the queue is full.
+            BadRequest: whatever the engine finds wrong with a prompt.
+            AtlasError: as `Charge.open`.
+        """
+        queue = self.meter.queue
+        queue.check_room()
+        self._engine, self._prompts = engine, prompts
+        prompt_tokens = 0
+        for prompt in prompts:
+            prompt_tokens += await count_prompt(engine, prompt)
+        self._allowance = self._slice(prompts[0].max_tokens)
+        await self.reserve(prompt_tokens, self._num_candidates * self._allowance)
+        self._ticket = queue.enter(self.principal.owner, priority=self._priority, cost=self._num_candidates)
+        if not self.is_queued:
+            await self._submit()
+
+    async def reserve(self, prompt_tokens: int, completion_tokens: int = 0) -> None:
+        """Charge limits and the ledger; from then on there is something to settle."""
+        await self.charge.open(prompt_tokens, completion_tokens)
+        self.meter.traffic.begin(self)
+
+    def _slice(self, max_tokens: int | None) -> int:
+        """The next allowance: one slice more, no more than the answer may have."""
+        wanted = self._allowance + self.meter.slice_tokens
+        return wanted if max_tokens is None else min(wanted, max_tokens)
+
+    @property
+    def is_queued(self) -> bool:
+        return self._ticket is not None and self._ticket.admitted is not None and not self._ticket.held
+
+    @property
+    def queue_position(self) -> int:
+        """1 is next; 0 is not waiting."""
+        return self.meter.queue.position(self._ticket) if self._ticket is not None else 0
+
+    async def started(self) -> None:
+        """Wait for a place and hand the prompts to the engine. If it is ended while it waits, there are no groups afterwards.
+
+        Raises:
+            EngineOverloaded: it has waited for as long as requests may.
+        """
+        if self._ticket is not None and not self.groups and await self.meter.queue.wait(self._ticket):
+            await self._submit()
+
+    async def _submit(self) -> None:
+        assert self._engine is not None  # `enter` has set it
+        self._submitted_s = time.monotonic()
+        for prompt in self._prompts:
+            allowed = msgspec.structs.replace(prompt, allowance_tokens=self._allowance, priority=self._priority)
+            group = await self._engine.submit(allowed)
+            self.groups.append(group)
+            if self._slice(prompt.max_tokens) > self._allowance:
+                self._watchers.append(asyncio.create_task(self._extend_ahead(group, prompt.max_tokens)))
+        if self._num_candidates > 1:
+            self._watchers += [asyncio.create_task(self._free_slots(group)) for group in self.groups]
+        self.meter.traffic.touch()
+
+    # -- while it runs --
+
+    async def _free_slots(self, group: Group) -> None:
+        """Each candidate that ends makes room for somebody else's."""
+        assert self._ticket is not None  # it has been submitted
+        try:
+            async for _ in group.finished():
+                self.meter.queue.shrink(self._ticket, self._num_running)
+        except Exception:  # noqa: S110  # whatever made the group fail: the reader of its answer hears of it
+            pass
+
+    async def _extend_ahead(self, group: Group, max_tokens: int | None) -> None:
+        """Reserve another slice whenever half of the last one is used, so that no candidate has to wait for it."""
+        while not self.length_reason and (wanted := self._slice(max_tokens)) > self._allowance:
+            paid = self._allowance
+            if not await group.reached(paid - self.meter.slice_tokens // 2):
+                return
+            async with self._extending:
+                if self._allowance == paid and not self.length_reason:  # else another group's turn has done it
+                    await self._extend(wanted)
+
+    async def _extend(self, allowance: int) -> None:
+        """Pay for so many tokens per candidate, or let the answer end with what is paid for."""
+        ended = sum(generation.num_tokens for generation in self.generations)
+        tokens = self.charge.prompt_tokens + ended + self._num_running * allowance
+        self.length_reason = await self.charge.raise_to(tokens)
+        if not self.length_reason:
+            self._allowance = allowance
+        for group in self.groups:
+            if self.length_reason:
+                group.end(self.length_reason)
+            else:
+                group.allow(allowance)
+
+    def activity(self) -> Activity:
+        return Activity(
+            usage=self._final or self._usage("queued" if self.is_queued else "running", ""),
+            username=self.principal.username,
+            key_name=self.principal.name if self.principal.key_id else "",
+            queue_position=self.queue_position,
+            status=self.status,
+            priority=self._priority,
+        )
+
+    def abort(self, actor: str) -> None:
+        """End it from outside; its client gets an error that says so."""
+        self.aborted_by = actor
+        log.warning("request.aborted", usage_id=self.id, actor=actor)
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the queue; cancel what the engine still does."""
+        if self._ticket is not None and self.is_queued:
+            self.meter.queue.leave(self._ticket)
+        for group in self.groups:
+            if not group.is_done:
+                group.cancel()
+
+    # -- the way out --
+
+    async def settle(self, state: RequestState, finish: str) -> None:
+        """Commit what was used, once; later calls change nothing. Raises as `Charge.close`."""
+        if not all(group.is_done for group in self.groups):
+            await self._ended()
+        if self._final is not None:
+            return
+        self._final = self._usage(state, finish)
+        for watcher in self._watchers:
+            watcher.cancel()
+        if self._ticket is not None:
+            self.meter.queue.leave(self._ticket)
+        try:
+            await self.charge.close(self._final)
+        except AtlasError as error:
+            self._final = as_failed(self._final, error)
+            raise
+
+    def forget(self) -> None:
+        """The exchange is over: among the open requests no longer."""
+        self.meter.traffic.end(self, [speeds_of(each, self._offset_s) for each in self.generations if each.num_tokens])
+
+    @property
+    def is_settled(self) -> bool:
+        return self._final is not None
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(group.completion_tokens for group in self.groups)
+
+    @property
+    def generations(self) -> list[Generation]:
+        """Every candidate that has finished."""
+        return [generation for group in self.groups for generation in group.generations]
+
+    @property
+    def queue_s(self) -> float:
+        return self._ticket.waited_s if self._ticket is not None else 0.0
+
+    async def _ended(self) -> None:
+        """Stop the engine, and wait until it says how far it has come."""
+        self.stop()
+        try:
+            async with asyncio.timeout(CANCEL_PATIENCE_S):
+                for group in self.groups:
+                    await group.all()
+        except Exception:  # noqa: S110  # TimeoutError, or what made the group fail: its count so far is what there is
+            pass
+
+    def _usage(self, state: RequestState, finish: str) -> Usage:
+        prompt_tokens = self.embedded_tokens + sum(group.prompt_tokens for group in self.groups)
+        # A remote engine learns the length of a prompt at the end of its answer, if at all.
+        is_estimated = bool(self.groups) and not prompt_tokens and state != "completed"
+        prompt_tokens = self.charge.prompt_tokens if is_estimated else prompt_tokens
+        completion_tokens = self.completion_tokens
+        timings = [generation.timings for generation in self.generations if generation.num_tokens]
+        return Usage(
+            request_id=self.id,
+            at=self.charge.at,
+            owner=self.principal.owner,
+            key_id=self.principal.key_id,
+            route=self._route,
+            model=self._model,
+            state=state,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=sum(group.cached_tokens for group in self.groups),
+            completion_tokens=completion_tokens,
+            cost=self.charge.cost(prompt_tokens, completion_tokens),
+            finish=finish,
+            is_streamed=self._is_streamed,
+            is_estimated=is_estimated,
+            queue_s=self.queue_s + min((each.queue_s for each in timings), default=0.0),
+            ttft_s=self._offset_s + min(each.first_token_s for each in timings) if timings else None,
+            wall_s=time.monotonic() - self._started_s,
+        )
+
+    @property
+    def _num_candidates(self) -> int:
+        return sum(prompt.n for prompt in self._prompts)
+
+    @property
+    def _num_running(self) -> int:
+        return self._num_candidates - sum(len(group.generations) for group in self.groups)
+
+    @property
+    def _offset_s(self) -> float:
+        """From the request's beginning to its submission."""
+        return self._submitted_s - self._started_s
+
+
+def speeds_of(generation: Generation, offset_s: float) -> Speeds:
+    """What a candidate felt like to its client, who has waited for `offset_s` before it was submitted."""
+    timings, gaps = generation.timings, generation.num_tokens - 1
+    return Speeds(
+        ttft_s=offset_s + timings.first_token_s,
+        inter_token_s=(timings.total_s - timings.first_token_s) / gaps if gaps else None,
+    )
