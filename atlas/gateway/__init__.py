@@ -6,5 +6,6 @@ may call it. Whatever ends an exchange, a disconnect included, cancels what the 
 
 from atlas.gateway.app import create_app
 from atlas.gateway.deps import GatewayDeps, ModelCatalog, ModelInfo, Readiness
+from atlas.gateway.health import check_readiness
 
-__all__ = ["GatewayDeps", "ModelCatalog", "ModelInfo", "Readiness", "create_app"]
+__all__ = ["GatewayDeps", "ModelCatalog", "ModelInfo", "Readiness", "check_readiness", "create_app"]
