@@ -8,7 +8,7 @@ from litestar import get
 from litestar.params import FromPath
 
 from atlas.engine import Engine
-from atlas.errors import ModelNotFound, ModelNotLoaded, Unsupported
+from atlas.errors import ModelNotAllowed, ModelNotFound, ModelNotLoaded, Unsupported
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of, still_loading
 from atlas.gateway.openapi import NAMING, READING, replies
@@ -20,6 +20,7 @@ def choose_engine(exchange: Exchange, model: str) -> Engine:
 
     Raises:
         ModelNotFound: no model of that name.
+        ModelNotAllowed: the caller's key is limited to other models.
         ModelNotLoaded: it is registered, but another one is loaded.
         EngineUnavailable: nothing is loaded yet.
     """
@@ -53,7 +54,20 @@ def _engine_knowing(exchange: Exchange, model: str) -> Engine:
     ids = known_ids(exchange.deps, engine)
     if model not in ids:
         raise unknown_model(model, ids)
+    check_allowed(exchange, model)
     return engine
+
+
+def check_allowed(exchange: Exchange, model: str) -> None:
+    """Raises ModelNotAllowed if the caller's key is limited to other models."""
+    allowed = allowed_models(exchange)
+    if allowed is not None and model not in allowed:
+        raise ModelNotAllowed(f"this key may not use model {model!r}; it may use: {', '.join(sorted(allowed))}", param="model")
+
+
+def allowed_models(exchange: Exchange) -> frozenset[str] | None:
+    """Ids the caller may name; None is all."""
+    return exchange.principal.models if exchange.principal else None
 
 
 def unknown_model(model: str, ids: Sequence[str]) -> ModelNotFound:
@@ -69,9 +83,11 @@ def known_ids(deps: GatewayDeps, engine: Engine | None) -> list[str]:
 
 @get("/v1/models", opt={"access": "key"}, tags=["models"], summary="List the models", responses=replies(ModelList, READING))
 async def list_models(request: HTTPRequest) -> ModelList:
-    deps = exchange_of(request).deps
+    exchange = exchange_of(request)
+    deps, allowed = exchange.deps, allowed_models(exchange)
     engine = deps.engine()
-    return ModelList(data=[describe(deps, engine, model_id) for model_id in known_ids(deps, engine)])
+    ids = [model_id for model_id in known_ids(deps, engine) if allowed is None or model_id in allowed]
+    return ModelList(data=[describe(deps, engine, model_id) for model_id in ids])
 
 
 @get(
@@ -82,12 +98,14 @@ async def list_models(request: HTTPRequest) -> ModelList:
     responses=replies(Model, NAMING),
 )
 async def get_model(request: HTTPRequest, model_id: FromPath[str]) -> Model:
-    deps = exchange_of(request).deps
+    exchange = exchange_of(request)
+    deps = exchange.deps
     engine = deps.engine()
     wanted = model_id.removeprefix("/")
     ids = known_ids(deps, engine)
     if wanted not in ids:
         raise unknown_model(wanted, ids)
+    check_allowed(exchange, wanted)
     return describe(deps, engine, wanted)
 
 

@@ -61,9 +61,10 @@ async def chat_input_tokens(request: HTTPRequest, data: JSONBody[wire.ChatComple
 
 
 def _tokenizer(exchange: Exchange, model: str | None) -> Engine:
-    engine = exchange.deps.engine() if model is None else choose_engine(exchange, model)
-    if engine is None:
+    loaded = exchange.deps.models.loaded_id() if model is None else model
+    if loaded is None:
         raise still_loading()
+    engine = choose_engine(exchange, loaded)
     if not engine.capabilities.tokenize:
         raise Unsupported(f"model {engine.capabilities.model!r} runs elsewhere and offers no tokenizer")
     return engine
