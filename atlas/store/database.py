@@ -1,4 +1,7 @@
-"""The two databases a ledger may live in, and what differs between them: connecting, beginning, and which errors mean "down"."""
+"""What differs between the databases a ledger may live in: connecting, beginning, and which errors mean "down"; and SQLite.
+
+PostgreSQL is in `postgres`.
+"""
 
 from __future__ import annotations
 
@@ -64,8 +67,12 @@ class Database(ABC):
         """Whether the database, and not the statement, is at fault."""
 
     @abstractmethod
-    def reason(self, error: sa.exc.DBAPIError) -> str:
-        """What is wrong, for people who may not be the operator."""
+    def reason(self, error: BaseException | None) -> str:
+        """What the driver's error means, for people who may not be the operator."""
+
+    @abstractmethod
+    def explain(self, error: BaseException | None) -> str:
+        """As `reason`, with all there is to know."""
 
 
 class SQLite(Database):
@@ -88,8 +95,11 @@ class SQLite(Database):
     def is_down(self, error: sa.exc.DBAPIError) -> bool:
         return isinstance(error.orig, sqlite3.OperationalError) or type(error.orig) is sqlite3.DatabaseError
 
-    def reason(self, error: sa.exc.DBAPIError) -> str:
-        return str(error.orig)
+    def reason(self, error: BaseException | None) -> str:
+        return str(error)
+
+    def explain(self, error: BaseException | None) -> str:
+        return str(error)
 
 
 def _prepare(connection: sqlite3.Connection, _record: Any) -> None:  # SQLAlchemy's connection record

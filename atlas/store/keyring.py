@@ -89,6 +89,7 @@ class Keys:
         user = self._accounts.get(owner) if owner is not None else self._accounts.owner()
         rules.check_key_name(name)
         rules.check_limits(limits)
+        rules.check_expiry(expires_at)
         key = new_key()
         info = self._new(
             key,
@@ -182,7 +183,7 @@ class Keys:
                 "scopes": scopes if scopes is UNSET else rules.check_scopes(scopes, role),
                 "models": models if models is UNSET else rules.check_models(models),
                 "limits": _checked_limits(limits),
-                "expires_at": expires_at,
+                "expires_at": _checked_expiry(expires_at),
             }
             values = {field: value for field, value in given.items() if value is not UNSET}
             return self._alter(info, self._change(actor, "key.updated", info, **msgspec.to_builtins(values)), **values)
@@ -306,6 +307,12 @@ def _checked_limits(limits: Limits | UnsetType) -> Limits | UnsetType:
     if not isinstance(limits, UnsetType):
         rules.check_limits(limits)
     return limits
+
+
+def _checked_expiry(expires_at: float | UnsetType | None) -> float | UnsetType | None:
+    if not isinstance(expires_at, UnsetType):
+        rules.check_expiry(expires_at)
+    return expires_at
 
 
 def _load(connection: sa.Connection) -> dict[bytes, KeyInfo]:

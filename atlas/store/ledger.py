@@ -19,7 +19,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from atlas.errors import LedgerUnavailable, OperatorError
+from atlas.errors import BadRequest, LedgerUnavailable, OperatorError
 from atlas.store.database import Database
 
 T = TypeVar("T")
@@ -27,6 +27,8 @@ Item = TypeVar("Item")
 GROUP_LIMIT = 512  # works in one commit: bounds how long one waits for its neighbours; chosen
 CHECK_TIMEOUT_S = 5.0  # a commit that takes longer than this is as good as none
 RETRY_AFTER_S = 5.0  # chosen; a full disk or a restarting server takes about as long
+
+UNFIT = (sa.exc.DataError, UnicodeEncodeError, OverflowError)
 
 log = structlog.get_logger("atlas.store")
 
@@ -69,7 +71,9 @@ class Ledger:
                 f"{self.database.name} was written by a newer version of ATLAS; install that, or start with another --data-dir"
             ) from None
         except LedgerUnavailable as error:
-            raise OperatorError(f"{self.database.name}: {error.__cause__}; {self.database.remedy}") from None
+            raise OperatorError(
+                f"{self.database.name}: {self.database.explain(error.__cause__)}; {self.database.remedy}"
+            ) from None
 
     def write(self, work: Callable[[sa.Connection], T]) -> Future[T]:
         """Run `work` in the writer thread, committed when the future is done, rolled back if it raises."""
@@ -95,6 +99,7 @@ class Ledger:
 
         Raises:
             LedgerUnavailable: the ledger cannot be read.
+            BadRequest: a value is one that the database cannot hold.
         """
         try:
             with self.database.engine.connect() as connection, connection.begin():
@@ -102,7 +107,9 @@ class Ledger:
         except sa.exc.DBAPIError as error:
             if self.database.is_down(error):
                 raise self._unavailable(error) from error.orig
-            raise
+            raise _blamed(error) from error
+        except UNFIT as error:
+            raise _blamed(error) from error
 
     def close(self) -> None:
         """Finish the writes that were asked for, then close the connections."""
@@ -146,7 +153,7 @@ class Ledger:
 
     def _commit_alone(self, group: list[_Job], error: Exception) -> None:
         if len(group) == 1:
-            group[0].future.set_exception(error)
+            group[0].future.set_exception(_blamed(error))
             return
         for job in group:
             self._commit([job])
@@ -172,11 +179,16 @@ class Ledger:
 
     def _unavailable(self, error: sa.exc.DBAPIError) -> LedgerUnavailable:
         unavailable = LedgerUnavailable(
-            f"the ledger cannot be used just now ({self.database.reason(error)}); nothing that must be accounted for can begin",
+            f"the ledger cannot be used just now ({self.database.reason(error.orig)}); nothing that is accounted for can begin",
             retry_after_s=RETRY_AFTER_S,
         )
         unavailable.__cause__ = error.orig
         return unavailable
+
+
+def _blamed(error: Exception) -> Exception:
+    """Whose fault an error is, as far as that can be told: NUL in a text or an enormous number came from outside."""
+    return BadRequest("a value holds characters or numbers that cannot be stored") if isinstance(error, UNFIT) else error
 
 
 def _run_each(connection: sa.Connection, works: Sequence[Callable[[sa.Connection], Any]]) -> list[Any]:

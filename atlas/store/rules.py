@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -108,6 +109,14 @@ def check_models(models: Sequence[str] | None) -> tuple[str, ...] | None:
     if not models or any(not 1 <= len(name) <= 200 or not _is_printable(name) for name in models):
         raise BadRequest("a key's models are one or more model ids; leave them out to allow all", param="models")
     return tuple(dict.fromkeys(models))
+
+
+def check_expiry(expires_at: float | None) -> None:
+    """Raises:
+    BadRequest: not a time; a database may read NaN back as "never".
+    """
+    if expires_at is not None and not math.isfinite(expires_at):
+        raise BadRequest("expires_at is a time in Unix seconds", param="expires_at")
 
 
 def check_limits(limits: Limits) -> None:

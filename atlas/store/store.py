@@ -21,6 +21,7 @@ from atlas.store.directory import DataDirectory
 from atlas.store.keyring import Keys
 from atlas.store.keys import PRESET_MIN_CHARS, KeyInfo, MintedKey
 from atlas.store.ledger import CHECK_TIMEOUT_S, RETRY_AFTER_S, Ledger
+from atlas.store.postgres import Postgres
 from atlas.store.sessions import Sessions
 from atlas.store.tables import meta
 from atlas.store.usage import UsageBook
@@ -129,7 +130,7 @@ def open_store(
 
 
 def _database(directory: DataDirectory, settings: LedgerSettings) -> Database:
-    return SQLite(directory.ledger)
+    return Postgres(settings.url) if settings.url else SQLite(directory.ledger)
 
 
 def _pepper(directory: DataDirectory, ledger: Ledger) -> bytes:

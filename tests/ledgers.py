@@ -1,0 +1,97 @@
+"""PostgreSQL for tests: a private cluster in a temporary folder, or the server that ATLAS_TEST_LEDGER_URL names.
+
+On either, tests work in databases of their own, which are dropped afterwards. The server's role must be allowed to create them.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+SERVER_URL = os.environ.get("ATLAS_TEST_LEDGER_URL", "")
+
+
+def postgres_binaries() -> Path | None:
+    """Folder of the newest PostgreSQL on this machine."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if found:
+        return found[-1].parent
+    on_path = shutil.which("initdb")
+    return Path(on_path).parent if on_path else None
+
+
+class Cluster:
+    """A PostgreSQL of our own on a Unix socket, without TCP. As root it runs as `postgres` or `nobody`: initdb refuses root."""
+
+    def __init__(self, binaries: Path) -> None:
+        self._binaries = binaries
+        self._folder = Path(tempfile.mkdtemp(prefix="atlas-pg-"))
+        self._prefix: list[str] = []
+        if os.geteuid() == 0:
+            user = next(user for user in pwd.getpwall() if user.pw_name in ("postgres", "nobody"))
+            self._prefix = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+            os.chown(self._folder, user.pw_uid, user.pw_gid)
+        self._run("initdb", "-D", "data", "-A", "trust", "-U", "atlas", "-N")
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://atlas@/postgres?host={self._folder}"
+
+    def start(self) -> None:
+        options = f"-c listen_addresses= -c unix_socket_directories={self._folder} -c max_connections=50"
+        self._run("pg_ctl", "start", "-w", "-D", "data", "-l", "log", "-o", options)
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "-w", "-D", "data", "-m", "immediate")
+
+    def kill(self) -> None:
+        """SIGKILL to the postmaster; its children notice and end."""
+        postmaster = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(postmaster, signal.SIGKILL)
+        while Path(f"/proc/{postmaster}").exists() and "Z" not in Path(f"/proc/{postmaster}/stat").read_text().split()[2]:
+            time.sleep(0.01)
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._folder)
+
+    def _run(self, name: str, *arguments: str) -> None:
+        with (self._folder / "output").open("ab") as output:  # a pipe would be held open by the server it starts
+            done = subprocess.run(
+                [*self._prefix, str(self._binaries / name), *arguments],
+                cwd=self._folder,
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        assert done.returncode == 0, "".join(path.read_text() for path in self._folder.glob("[ol]*") if path.is_file())
+
+
+@contextmanager
+def fresh_database(server_url: str) -> Iterator[str]:
+    """A new, empty database on the server; its URL, good for `ledger.url`."""
+    name = f"atlas_test_{secrets.token_hex(6)}"
+    server = sa.create_engine(_with_driver(server_url), isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield sa.make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    with server.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _with_driver(url: str) -> sa.URL:
+    return sa.make_url(url).set(drivername="postgresql+psycopg")
