@@ -6,8 +6,7 @@ import asyncio
 from typing import Annotated
 
 from litestar import delete, get, patch, post
-from litestar.params import FromPath, FromQuery, JSONBody
-from msgspec import Meta
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from atlas.errors import Forbidden
 from atlas.gateway import portal_wire as wire
@@ -117,8 +116,8 @@ async def withdraw_invitation(request: HTTPRequest, invitation_id: FromPath[str]
 @get("/audit", opt={"access": "admin"}, tags=["users"], summary="Who changed what", responses=portal_replies(AuditReply))
 async def audit(
     request: HTTPRequest,
-    limit: FromQuery[Annotated[int, Meta(ge=1, le=1000)]] = 100,
-    before: FromQuery[Annotated[int, Meta(ge=1, le=2**53)] | None] = None,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 100,
+    before: Annotated[int | None, QueryParameter(ge=1, le=2**53)] = None,
     verify: FromQuery[bool] = False,
 ) -> AuditReply:
     log = store_of(exchange_of(request)).audit
