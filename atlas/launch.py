@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+
 import msgspec
 
 from atlas.settings import Settings
@@ -21,7 +26,7 @@ class ModelChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a serving process starts with. Holds no secret: it travels as a command-line argument.
+    """Everything a serving process starts with. It may hold passwords (in URLs), so it travels in memory: see `write_launch`.
 
     Attributes:
         settings: with the port that was really bound.
@@ -32,6 +37,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         parent_pid: the process to end with.
         model: None with a remote engine.
         restarts: how many serving processes there were before this one.
+        redis_url: where limits are counted.
+        config_path: the settings file, to be read again on SIGHUP; empty if there is none.
     """
 
     settings: Settings
@@ -43,6 +50,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     parent_pid: int
     model: ModelChoice | None = None
     restarts: int = 0
+    redis_url: str = ""
+    config_path: str = ""
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
@@ -60,3 +69,22 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 Report = Ready | Failed
+
+
+def write_launch(launch: Launch) -> int:
+    """A file descriptor to be inherited, whose number is the last argument of the serving process; the caller closes it."""
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("atlas-launch")
+    else:
+        with tempfile.TemporaryFile() as file:  # of no name, readable by us alone
+            descriptor = os.dup(file.fileno())
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(msgspec.json.encode(launch))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def read_launch(argv: Sequence[str]) -> Launch:
+    """What the parent wrote; to be called once."""
+    with os.fdopen(int(argv[-1]), "rb") as file:
+        return msgspec.json.decode(file.read(), type=Launch)

@@ -18,6 +18,7 @@ import click
 import msgspec
 
 from atlas import __version__, control
+from atlas.cli.keeper import RedisKeeper
 from atlas.cli.models import download_progress, find_registry
 from atlas.cli.options import find_directory, read_settings, settings_options
 from atlas.cli.supervisor import Supervisor, serving_command
@@ -25,7 +26,7 @@ from atlas.errors import OperatorError
 from atlas.launch import Launch, ModelChoice, Ready
 from atlas.log import configure_logging
 from atlas.settings import Settings
-from atlas.store import DataDirectory
+from atlas.store import DataDirectory, PrivateRedis, find_server
 from atlas.tls import ensure_certificates
 
 # Something that even the bundled model can do.
@@ -75,14 +76,14 @@ def serve(
         server__tls_key=tls_key,
         server__insecure_http=insecure_http,
     )
-    run_server(settings, command=serving_command())
+    run_server(settings, command=serving_command(), config=config)
 
 
-def run_server(settings: Settings, *, command: Sequence[str]) -> None:
-    """Serve until a signal says stop; `command` is the serving process.
+def run_server(settings: Settings, *, command: Sequence[str], config: Path | None = None) -> None:
+    """Serve until a signal says stop; `command` is the serving process, `config` the file to be read again on SIGHUP.
 
     Raises:
-        OperatorError: the address, the data directory or the model cannot be used.
+        OperatorError: the address, the data directory, Redis or the model cannot be used.
     """
     configure_logging(settings.log.level, form=settings.log.format)
     check_exposure(settings)
@@ -91,11 +92,17 @@ def run_server(settings: Settings, *, command: Sequence[str]) -> None:
     try:
         settings = with_certificates(settings, directory)
         listener = bind(settings.server.host, settings.server.port)
+        redis = private_redis(settings, directory)
         choice = choose_model(settings)
         listener.listen(BACKLOG)  # only now: a client is refused, and not kept waiting, while a model is downloaded
         controller = control.listen(directory.control_socket)  # held here: only its number travels
-        launch = _launch(settings, directory, listener, controller, choice)
-        supervisor = Supervisor(launch, command, on_ready=lambda ready: announce(launch, ready))
+        launch = msgspec.structs.replace(
+            _launch(settings, directory, listener, controller, choice),
+            redis_url=redis.url if redis else settings.redis.url,
+            config_path=str(config.absolute()) if config else "",
+        )
+        keeper = RedisKeeper(redis) if redis else None
+        supervisor = Supervisor(launch, command, on_ready=lambda ready: announce(launch, ready), redis=keeper)
         asyncio.run(supervisor.run())
     finally:
         directory.control_socket.unlink(missing_ok=True)
@@ -109,6 +116,17 @@ def with_certificates(settings: Settings, directory: DataDirectory) -> Settings:
         return settings
     server = msgspec.structs.replace(settings.server, tls_cert=str(files.cert.absolute()), tls_key=str(files.key.absolute()))
     return msgspec.structs.replace(settings, server=server)
+
+
+def private_redis(settings: Settings, directory: DataDirectory) -> PrivateRedis | None:
+    """The Redis to run beside the server; None if `redis.url` names one.
+
+    Raises:
+        OperatorError: there is no binary for it.
+    """
+    if settings.redis.url:
+        return None
+    return PrivateRedis(find_server(settings.redis.binary), directory.path / "live", memory_mb=settings.redis.memory_mb)
 
 
 def choose_model(settings: Settings) -> ModelChoice | None:

@@ -19,8 +19,9 @@ import msgspec
 import structlog
 
 import atlas
+from atlas.cli.keeper import RedisKeeper
 from atlas.errors import OperatorError
-from atlas.launch import Failed, Launch, Ready, Report
+from atlas.launch import Failed, Launch, Ready, Report, write_launch
 
 log = structlog.get_logger("atlas.supervisor")
 
@@ -34,12 +35,16 @@ class Supervisor:
     """Runs `command` with a Launch, again and again, until it is told to stop. Used once, from the main thread.
 
     Attributes:
-        command: the serving process, without its last argument, the Launch as JSON.
+        command: the serving process, without its last argument, the file descriptor its Launch is read from.
         on_ready: called the first time a serving process is ready.
+        redis: runs as long as there are serving processes; None if the Redis is somebody else's.
     """
 
-    def __init__(self, launch: Launch, command: Sequence[str], *, on_ready: Callable[[Ready], None]) -> None:
+    def __init__(
+        self, launch: Launch, command: Sequence[str], *, on_ready: Callable[[Ready], None], redis: RedisKeeper | None = None
+    ) -> None:
         self.launch = launch
+        self.redis = redis
         self.command = tuple(command)
         self.on_ready: Callable[[Ready], None] | None = on_ready
         self._stopping = asyncio.Event()
@@ -47,17 +52,29 @@ class Supervisor:
         self._failure: Failed | None = None
         self._restarts: deque[float] = deque()  # when, within the window
         self._lives = 0
+        self._has_terminal = _has_terminal()
 
     async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT.
+        """Serve until SIGTERM or SIGINT; SIGHUP makes the serving process read its settings again.
 
         Raises:
-            OperatorError: the serving process failed for good, or crashes too often.
+            OperatorError: the serving process failed for good, or crashes too often; Redis cannot be started.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        while True:
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        if self.redis is None:
+            await self._serve()
+            return
+        await self.redis.start()
+        try:
+            await self._serve()
+        finally:
+            await self.redis.stop()
+
+    async def _serve(self) -> None:
+        while not self._stopping.is_set():
             status = await self._run_once()
             if self._stopping.is_set():
                 return
@@ -70,16 +87,18 @@ class Supervisor:
         readable, writable = os.pipe()
         launch = msgspec.structs.replace(self.launch, report_fd=writable, parent_pid=os.getpid(), restarts=self._lives)
         self._lives += 1
+        launch_fd = write_launch(launch)
         try:
             # asyncio starts it from this thread, the main one: the child's death signal fires when the starting thread ends.
             self._process = await asyncio.create_subprocess_exec(
                 *self.command,
-                msgspec.json.encode(launch).decode(),
+                str(launch_fd),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(launch.http_fd, launch.control_fd, launch.lock_fd, writable),
+                pass_fds=(launch.http_fd, launch.control_fd, launch.lock_fd, writable, launch_fd),
             )
         finally:
             os.close(writable)
+            os.close(launch_fd)
         reports = asyncio.create_task(self._read_reports(readable))
         status = await self._wait()
         await reports
@@ -144,6 +163,13 @@ class Supervisor:
             self._signal(signal.SIGKILL)
         self._stopping.set()
 
+    def _hang_up(self) -> None:
+        """Our terminal has been closed, or somebody wants the settings to be read again."""
+        if self._has_terminal and not _has_terminal():
+            self._stop()
+        else:
+            self._signal(signal.SIGHUP)
+
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
@@ -154,6 +180,14 @@ def serving_command() -> list[str]:
     root = Path(atlas.__file__).parents[1]
     is_checkout = bool(sys.path) and Path(sys.path[0] or ".").resolve() == root
     return [sys.executable, *([] if is_checkout else ["-P"]), "-m", "atlas.app"]
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _describe(status: int) -> str:

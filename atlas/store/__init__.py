@@ -10,11 +10,12 @@ from atlas.store.audit import AuditEntry, Change
 from atlas.store.directory import DataDirectory
 from atlas.store.keys import KeyInfo, MintedKey
 from atlas.store.live import Live, open_live
-from atlas.store.live_values import Ask, Budget, Grant, Remaining, Window
+from atlas.store.live_values import Ask, Budget, Counts, Grant, Remaining, Window
 from atlas.store.reports import Reservation, Spent, UsageTotal
 from atlas.store.rules import DEFAULT_SCOPES
 from atlas.store.sessions import OpenedSession, Session
 from atlas.store.store import Store, open_store
+from atlas.store.valkey import PrivateRedis, find_server
 
 __all__ = [
     "DEFAULT_SCOPES",
@@ -22,6 +23,7 @@ __all__ = [
     "AuditEntry",
     "Budget",
     "Change",
+    "Counts",
     "DataDirectory",
     "Grant",
     "Invitation",
@@ -29,6 +31,7 @@ __all__ = [
     "Live",
     "MintedKey",
     "OpenedSession",
+    "PrivateRedis",
     "Remaining",
     "Reservation",
     "Session",
@@ -37,6 +40,7 @@ __all__ = [
     "Tokens",
     "UsageTotal",
     "Window",
+    "find_server",
     "open_live",
     "open_store",
 ]
