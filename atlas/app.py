@@ -1,57 +1,55 @@
 """The serving process: every room built once, bottom to top, and closed in reverse.
 
-Started by the parent of `atlas serve` as `python -m atlas.app LAUNCH`. It may die at any time; the parent starts another.
+Started by the parent of `atlas serve` as `python -m atlas.app FD`. It may die at any time; the parent starts another.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import math
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
 import structlog
-import uvicorn
 import uvloop
-from litestar.types import ASGIApp
 
 from atlas import control
+from atlas.dashboard import DashboardDeps, create_routes
 from atlas.engine import Engine, ModelRegistry, RemoteEngine, load_engine
-from atlas.errors import AtlasError, ModelFileError, OperatorError
-from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
-from atlas.launch import Failed, Launch, Ready, Report
-from atlas.log import configure_logging
-from atlas.settings import RemoteSettings
-from atlas.store import DataDirectory, Store, open_store
-from atlas.types import Principal
+from atlas.errors import AtlasError, ModelFileError, OperatorError, SettingsError
+from atlas.gateway import GatewayDeps, ModelInfo, Readiness, check_readiness, create_app
+from atlas.launch import Failed, Launch, Ready, Report, read_launch
+from atlas.log import RECENT, configure_logging
+from atlas.server import Server, die_with
+from atlas.settings import HOT, RemoteSettings, load_settings, value_of, with_value
+from atlas.store import OPERATIONS, DataDirectory, Live, Store, open_live, open_store, run_operation, write_backup
 
 log = structlog.get_logger("atlas.app")
 
 EngineFactory = Callable[[Launch], Awaitable[Engine]]
 
 SWITCH_INTERVAL_S = 1e-4  # a busy Python thread delays the engine's by this at most; 5 ms is Python's default (contracts.md 1)
-DRAIN_MARGIN_S = 1.0  # beyond the gateway's own cut of open streams
-PR_SET_PDEATHSIG = 1
 REGISTRY_AGE_S = 1.0
+PRUNE_EVERY_S = 3600.0
 
 
 class Serving:
     """What changes while the process lives. Written in the event loop's thread only."""
 
-    def __init__(self, launch: Launch, store: Store) -> None:
+    def __init__(self, launch: Launch, store: Store, live: Live | None) -> None:
         self.launch = launch
+        self.settings = launch.settings
         self.store = store
+        self.live = live
+        self.registry = ModelRegistry(Path(launch.data_dir) / "models")
         self.engine: Engine | None = None
         self.failure: str | None = None
         self.notices = launch.model.notices if launch.model else ()
@@ -62,16 +60,12 @@ class Serving:
             return Readiness(status="loading", reasons=(f"{name} is being loaded",))
         return Readiness(status="ready", reasons=self.notices)
 
-    async def verify(self, token: str) -> Principal:
-        return self.store.verify(token)
-
 
 class Models:
     """The catalogue as the gateway sees it: the loaded model, then those on this machine, as registry.json has them now."""
 
-    def __init__(self, serving: Serving, registry: ModelRegistry) -> None:
+    def __init__(self, serving: Serving) -> None:
         self._serving = serving
-        self._registry = registry
         self._installed: tuple[str, ...] = ()
         self._read_at_s = -math.inf
 
@@ -95,53 +89,15 @@ class Models:
         if now_s - self._read_at_s > REGISTRY_AGE_S:
             self._read_at_s = now_s
             try:
-                self._installed = tuple(self._registry.installed())
+                self._installed = tuple(self._serving.registry.installed())
             except ModelFileError as error:
                 log.warning("registry.unreadable", reason=error.message)  # the loaded model is served all the same
         return self._installed
 
 
-class Server(uvicorn.Server):
-    """uvicorn that tells the gateway it is stopping, and does not outlive the time it has for that.
-
-    uvicorn alone waits for open streams for ever; here they are told to end (`draining`), then cut, then left.
-    """
-
-    def __init__(self, app: ASGIApp, draining: asyncio.Event, *, drain_timeout_s: float) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=math.ceil(drain_timeout_s + 0.5),
-            )
-        )
-        self.is_up = asyncio.Event()
-        self._draining = draining
-        self._loop = asyncio.get_running_loop()
-        self._last_moment_s = drain_timeout_s + DRAIN_MARGIN_S + 0.4
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.is_up.set()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:
-            self._loop.call_soon_threadsafe(self._draining.set)
-            # A thread of a C library may hold the process; the parent's SIGKILL does not come when the parent is gone.
-            last = threading.Timer(self._last_moment_s, os._exit, (0,))
-            last.daemon = True
-            last.start()
-        super().handle_exit(sig, frame)
-
-
 def main(engine_factory: EngineFactory) -> None:
     """Serve as the last argument says. Never returns."""
-    launch = msgspec.json.decode(sys.argv[-1], type=Launch)
+    launch = read_launch(sys.argv)
     die_with(launch.parent_pid)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     configure_logging(launch.settings.log.level, form=launch.settings.log.format)
@@ -155,27 +111,79 @@ def main(engine_factory: EngineFactory) -> None:
 async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
     """Serve until a signal says stop, or the engine cannot be made; the exit status."""
     try:
-        store = open_store(_directory(launch), preset_key=os.environ.get("ATLAS_API_KEY") or None)
+        store = open_ledger(launch)
     except OperatorError as error:
         report(launch, Failed(message=error.message))
         return 1
     async with AsyncExitStack() as stack:
         stack.callback(store.close)
-        mint_first_key(launch, store)
-        serving = Serving(launch, store)
+        welcome(launch, store)
+        live = open_live(launch.redis_url, source=store.usage.counts) if launch.redis_url else None
+        if live is not None:
+            stack.push_async_callback(live.close)
+        serving = Serving(launch, store, live)
         draining = asyncio.Event()
-        server = Server(create_app(_deps(serving, draining)), draining, drain_timeout_s=launch.settings.server.drain_timeout_s)
+        server = Server(web_app(serving, draining), draining, launch.settings.server)
         controller = await control.serve_control(socket.socket(fileno=launch.control_fd), _control_handlers(serving))
         stack.callback(controller.close)
-        loading = asyncio.create_task(load(serving, server, engine_factory))
+        tasks = [asyncio.create_task(load(serving, server, engine_factory)), asyncio.create_task(keep_house(store))]
         # uvicorn raises the signal again once it has shut down; that must not end the process before the ledger is closed.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload_settings, serving)
         await server.serve(sockets=[socket.socket(fileno=launch.http_fd)])
-        loading.cancel()
+        for task in tasks:
+            task.cancel()
         if serving.engine is not None:
             await serving.engine.close()
     return 0 if serving.failure is None else 1
+
+
+def open_ledger(launch: Launch) -> Store:
+    """The store; what an earlier process left open in it is settled.
+
+    Raises:
+        OperatorError: the ledger cannot be opened.
+    """
+    settings = launch.settings
+    preset = os.environ.get("ATLAS_API_KEY") or None
+    store = open_store(
+        _directory(launch), settings=settings.ledger, auth=settings.auth, limits=settings.limits, preset_key=preset
+    )
+    try:
+        if interrupted := store.usage.interrupt_open():
+            log.warning("requests.interrupted", count=len(interrupted))
+    except AtlasError as error:
+        store.close()
+        raise OperatorError(error.message) from None
+    return store
+
+
+def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar application
+    """Gateway and dashboard behind one gate."""
+    settings = serving.settings
+    deps = GatewayDeps(
+        engine=lambda: serving.engine,
+        models=Models(serving),
+        readiness=serving.readiness,
+        store=serving.store,
+        live=serving.live,
+        settings=settings,
+        draining=draining,
+    )
+    pages = DashboardDeps(
+        engine=deps.engine,
+        registry=serving.registry,
+        readiness=lambda: check_readiness(deps),
+        store=serving.store,
+        live=serving.live,
+        traffic=deps.traffic,
+        settings=lambda: serving.settings,
+        hot=HOT,
+        logs=RECENT,
+        draining=draining,
+    )
+    return create_app(deps, extra_routes=create_routes(pages))
 
 
 async def load(serving: Serving, server: Server, engine_factory: EngineFactory) -> None:
@@ -203,6 +211,32 @@ async def load(serving: Serving, server: Server, engine_factory: EngineFactory) 
     )
 
 
+def reload_settings(serving: Serving) -> None:
+    """Read the settings file again and take over what may change while serving; a bad file changes nothing."""
+    path = serving.launch.config_path
+    try:
+        fresh = load_settings(Path(path) if path else None, os.environ)
+    except SettingsError as error:
+        log.error("settings.not_reloaded", reason=error.message)
+        return
+    changed = [name for name in sorted(HOT) if value_of(fresh, name) != value_of(serving.settings, name)]
+    for name in changed:
+        serving.settings = with_value(serving.settings, name, value_of(fresh, name))
+    serving.store.accounts.use_limits(serving.settings.limits)
+    configure_logging(serving.settings.log.level, form=serving.settings.log.format)
+    log.info("settings.reloaded", changed=changed)
+
+
+async def keep_house(store: Store) -> None:
+    """Forget single requests that are older than the settings say, hour by hour."""
+    while True:
+        try:
+            await asyncio.to_thread(store.usage.prune, time.time())
+        except AtlasError as error:
+            log.warning("usage.not_pruned", reason=error.message)  # the ledger cannot be written; /readyz says so as well
+        await asyncio.sleep(PRUNE_EVERY_S)
+
+
 async def make_engine(launch: Launch) -> Engine:
     """The engine the settings ask for."""
     if launch.model is None:
@@ -225,12 +259,21 @@ async def meet_remote(remote: RemoteSettings) -> Engine:
     return engine
 
 
-def mint_first_key(launch: Launch, store: Store) -> None:
-    """On first start, show a key to the person at the terminal: outside the logger, which keeps things."""
-    if launch.settings.auth.mode == "off" or os.environ.get("ATLAS_API_KEY") or store.list():
+def welcome(launch: Launch, store: Store) -> None:
+    """On first start, show a key and the way to set up to the person at the terminal: outside the logger, which keeps things."""
+    if launch.settings.auth.mode == "off":
         return
-    key, _ = store.mint("first key")
-    print(f"API key, shown this once: {key}\n  export ATLAS_API_KEY={key}", file=sys.stderr, flush=True)  # noqa: T201
+    lines = []
+    if not os.environ.get("ATLAS_API_KEY") and not store.keys.list():
+        key = store.keys.mint("first key").key
+        lines += [f"API key, shown this once: {key}", f"  export ATLAS_API_KEY={key}"]
+    if launch.restarts == 0 and (token := store.accounts.setup_token()):
+        lines += [
+            f"Set up the dashboard within 30 minutes: {launch.settings.server.url}/setup?token={token}",
+            "  later: atlas users setup",
+        ]
+    if lines:
+        print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def report(launch: Launch, message: Report) -> None:
@@ -241,67 +284,36 @@ def report(launch: Launch, message: Report) -> None:
         log.warning("parent.gone")
 
 
-def die_with(parent_pid: int) -> None:
-    """End this process when its parent ends, however that happens.
-
-    The kernel's death signal is armed here rather than before exec, which clears it for some programs; a parent that ended before
-    this line is noticed by its pid.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        sys.exit(0)
-
-
 def _directory(launch: Launch) -> DataDirectory:
     directory = DataDirectory(Path(launch.data_dir))
     directory.lock_fd = launch.lock_fd
     return directory
 
 
-def _deps(serving: Serving, draining: asyncio.Event) -> GatewayDeps:
-    settings = serving.launch.settings
-    return GatewayDeps(
-        engine=lambda: serving.engine,
-        models=Models(serving, ModelRegistry(Path(serving.launch.data_dir) / "models")),
-        keys=serving,
-        readiness=serving.readiness,
-        server=settings.server,
-        auth=settings.auth,
-        anthropic=settings.anthropic,
-        draining=draining,
-    )
+class Backup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of backup: the file to write."""
 
-
-class CreateKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Parameters of keys.create."""
-
-    name: str
-    expires_at: float | None = None
-
-
-class RevokeKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Parameters of keys.revoke."""
-
-    id: str
+    target: str
 
 
 def _control_handlers(serving: Serving) -> dict[str, control.Handler]:
-    store = serving.store
+    launch = serving.launch
 
-    async def create(params: dict[str, Any]) -> dict[str, Any]:
-        wanted = msgspec.convert(params, CreateKey)
-        made = await asyncio.to_thread(store.mint, wanted.name, expires_at=wanted.expires_at)
-        return {"key": made.key, "info": made.info}
+    def operation(method: str) -> control.Handler:
+        async def run(params: dict[str, Any]) -> Any:
+            return await asyncio.to_thread(run_operation, serving.store, method, params)
 
-    async def revoke(params: dict[str, Any]) -> dict[str, Any]:
-        return {"key": await asyncio.to_thread(store.revoke, msgspec.convert(params, RevokeKey).id)}
+        return run
 
-    async def list_keys(_params: dict[str, Any]) -> dict[str, Any]:
-        return {"keys": store.list()}
+    async def backup(params: dict[str, Any]) -> dict[str, Any]:
+        wanted = msgspec.convert(params, Backup)
+        live_url = "" if launch.settings.redis.url else launch.redis_url
+        ledger_url = launch.settings.ledger.url
+        target = Path(wanted.target)
+        manifest = await asyncio.to_thread(write_backup, _directory(launch), target, ledger_url=ledger_url, live_url=live_url)
+        return {"files": len(manifest.files)}
 
     async def status(_params: dict[str, Any]) -> dict[str, Any]:
-        launch = serving.launch
         state = serving.readiness()
         engine = serving.engine
         return {
@@ -309,6 +321,8 @@ def _control_handlers(serving: Serving) -> dict[str, control.Handler]:
             "parent_pid": launch.parent_pid,
             "host": launch.settings.server.host,
             "port": launch.settings.server.port,
+            "url": launch.settings.server.url,
+            "tls_ca": launch.settings.server.tls == "auto" and f"{launch.data_dir}/tls/ca.pem",
             "auth": launch.settings.auth.mode,
             "status": state.status,
             "reasons": state.reasons,
@@ -316,7 +330,7 @@ def _control_handlers(serving: Serving) -> dict[str, control.Handler]:
             "restarts": launch.restarts,
         }
 
-    return {"keys.create": create, "keys.revoke": revoke, "keys.list": list_keys, "status": status}
+    return {**{method: operation(method) for method in OPERATIONS}, "backup": backup, "status": status}
 
 
 if __name__ == "__main__":

@@ -54,15 +54,15 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-def call(path: Path, method: str, params: dict[str, Any] | None = None) -> Any:
-    """Ask the server that listens at `path`.
+def call(path: Path, method: str, params: dict[str, Any] | None = None, *, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
+    """Ask the server that listens at `path`, and wait `timeout_s` for its answer.
 
     Raises:
         OperatorError: it refused, or did not answer.
         FileNotFoundError, ConnectionRefusedError: no server listens there.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(REQUEST_TIMEOUT_S)
+        connection.settimeout(timeout_s)
         with _short(path) as address:
             connection.connect(address)
         try:

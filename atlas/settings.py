@@ -44,6 +44,12 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     ping_interval_s: Seconds = 10.0
     restart_limit: Positive = 5
 
+    @property
+    def url(self) -> str:
+        """Where clients find this server, by the host it is bound to."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls_cert or self.tls == 'auto' else 'http'}://{host}:{self.port}"
+
     def __post_init__(self) -> None:
         for proxy in self.trusted_proxies:
             ipaddress.ip_network(proxy, strict=False)  # its ValueError names the text; msgspec adds the place
@@ -161,6 +167,32 @@ class Settings(Section, frozen=True, kw_only=True):
     anthropic: AnthropicSettings = AnthropicSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+
+# What a running server takes over from the settings file on SIGHUP; everything else needs a restart.
+HOT = frozenset(
+    {
+        "log.level",
+        "limits.requests_per_minute",
+        "limits.tokens_per_minute",
+        "limits.concurrency",
+        "limits.tokens_per_day",
+        "limits.tokens_per_month",
+    }
+)
+
+
+def value_of(settings: Settings, dotted: str) -> Any:
+    """The value of "section.name"."""
+    section, _, name = dotted.partition(".")
+    return getattr(getattr(settings, section), name)
+
+
+def with_value(settings: Settings, dotted: str, value: Any) -> Settings:
+    """Settings with another value of "section.name"."""
+    section, _, name = dotted.partition(".")
+    changed = msgspec.structs.replace(getattr(settings, section), **{name: value})
+    return msgspec.structs.replace(settings, **{section: changed})
 
 
 def load_settings(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -24,8 +24,8 @@ from atlas.cli.options import find_directory, json_option, read_settings, settin
 from atlas.cli.serve import bind, check_exposure
 from atlas.engine import ModelRegistry
 from atlas.errors import DataDirectoryBusy, OperatorError
-from atlas.settings import Settings
-from atlas.store import DataDirectory, open_store
+from atlas.settings import LedgerSettings, Settings
+from atlas.store import DataDirectory, find_server, open_store
 
 LOW_MEMORY_BYTES = 1024**3  # below this even a small model swaps; chosen
 LOW_DISK_BYTES = 1024**3
@@ -71,8 +71,9 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield check_llama()
     yield check_gpu()
     yield check_memory()
-    yield check_directory(directory)
+    yield check_directory(directory, settings.ledger)
     yield check_disk(directory)
+    yield check_redis(settings)
     server = running_server(directory)
     yield check_server(directory, server)
     yield check_port(settings, server)
@@ -120,7 +121,7 @@ def check_memory() -> Check:
     return Check(name="memory", status=status, detail=f"{available_bytes / 1e9:.1f} GB available")
 
 
-def check_directory(directory: DataDirectory) -> Check:
+def check_directory(directory: DataDirectory, ledger: LedgerSettings) -> Check:
     """The data directory, its mode, and the ledger in it unless a server has it open."""
     path = directory.path
     if not path.exists():
@@ -141,14 +142,27 @@ def check_directory(directory: DataDirectory) -> Check:
     except DataDirectoryBusy:
         return Check(name="data directory", status="ok", detail=f"{path}, held by a running server")
     try:
-        store = open_store(directory)
-        num_keys = sum(1 for key in store.list() if key.revoked_at is None)
-        store.close()
+        store = open_store(directory, settings=ledger)
+        try:
+            num_keys = sum(1 for key in store.keys.list() if key.revoked_at is None)
+            broken = store.audit.verify()
+        finally:
+            store.close()
     except OperatorError as error:
         return Check(name="data directory", status="fail", detail=error.message)
     finally:
         directory.release()
-    return Check(name="data directory", status="ok", detail=f"{path}, {num_keys} valid keys")
+    if broken is not None:
+        detail = f"{path}: entry {broken} of the audit log, or one before it, was changed behind ATLAS's back"
+        return Check(name="data directory", status="fail", detail=detail)
+    return Check(name="data directory", status="ok", detail=f"{path}, {num_keys} valid keys, audit log unbroken")
+
+
+def check_redis(settings: Settings) -> Check:
+    """The server that counts limits: the one that is named, or the one that would be started."""
+    if settings.redis.url:
+        return Check(name="redis", status="ok", detail="redis.url names one; /readyz says whether it answers")
+    return _tried("redis", partial(find_server, settings.redis.binary), "a private Valkey can be started")
 
 
 def check_disk(directory: DataDirectory) -> Check:

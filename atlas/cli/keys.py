@@ -1,30 +1,28 @@
-"""`atlas keys`: through the running server if there is one, else on the data directory itself."""
+"""`atlas keys`: create, list, rotate and revoke API keys."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
 
-from atlas import control
-from atlas.cli.options import find_directory, json_option, read_settings, settings_options
-from atlas.errors import DataDirectoryBusy
-from atlas.store import DataDirectory, KeyInfo, Store, open_store
+from atlas.cli.options import json_option, read_settings, settings_options
+from atlas.cli.store import ask_store
+from atlas.store import KeyInfo
+from atlas.types import Limits, Scope
 
-RESTART_WAIT_S = 5.0
 SECONDS_PER_DAY = 86400.0
 
 
 @click.group()
 def keys() -> None:
-    """Create, list and revoke API keys.
+    """Create, list, rotate and revoke API keys.
 
     \b
     Example:
@@ -34,20 +32,36 @@ def keys() -> None:
 
 @keys.command()
 @click.option("--name", required=True, help="What the key is for.")
+@click.option("--user", default="", help="Whose key it is: username, e-mail address or id; the owner by default.")
+@click.option("--scope", "scopes", multiple=True, type=click.Choice(get_args(Scope)), help="What it may do; repeat for several.")
+@click.option("--model", "models", multiple=True, help="Model it may name; repeat for several, all by default.")
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), help="Days until it expires; never by default.")
+@click.option("--requests-per-minute", type=click.IntRange(min=1), help="Admitted requests within any 60 seconds.")
+@click.option("--tokens-per-day", type=click.IntRange(min=1), help="Prompt and completion tokens per UTC day.")
 @json_option
 @settings_options
-def create(name: str, days: float | None, as_json: bool, config: Path | None, data_dir: str | None) -> None:
+def create(
+    name: str,
+    user: str,
+    scopes: tuple[Scope, ...],
+    models: tuple[str, ...],
+    days: float | None,
+    requests_per_minute: int | None,
+    tokens_per_day: int | None,
+    as_json: bool,
+    config: Path | None,
+    data_dir: str | None,
+) -> None:
     """Make a key and print it, this once."""
-    params: dict[str, Any] = {"name": name, "expires_at": time.time() + days * SECONDS_PER_DAY if days else None}
-    made = on_store(
-        find_directory(read_settings(config, data_dir)), "keys.create", params, lambda store: store.mint(**params)._asdict()
-    )
-    if as_json:
-        print(json.dumps({"key": made["key"]}))
-        return
-    print(made["key"])
-    print(f"Key '{name}' is shown this once; ATLAS keeps only its hash.", file=sys.stderr)
+    params: dict[str, Any] = {
+        "name": name,
+        "user": user,
+        "scopes": scopes or None,
+        "models": models or None,
+        "limits": Limits(requests_per_minute=requests_per_minute, tokens_per_day=tokens_per_day),
+        "expires_at": time.time() + days * SECONDS_PER_DAY if days else None,
+    }
+    _show_once(ask_store(read_settings(config, data_dir), "keys.create", params), as_json=as_json)
 
 
 @keys.command("list")
@@ -55,7 +69,7 @@ def create(name: str, days: float | None, as_json: bool, config: Path | None, da
 @settings_options
 def list_keys(as_json: bool, config: Path | None, data_dir: str | None) -> None:
     """List keys: id, name, how it begins and ends, state."""
-    found = on_store(find_directory(read_settings(config, data_dir)), "keys.list", {}, lambda store: {"keys": store.list()})
+    found = ask_store(read_settings(config, data_dir), "keys.list")
     if as_json:
         print(json.dumps(found))
         return
@@ -68,48 +82,34 @@ def list_keys(as_json: bool, config: Path | None, data_dir: str | None) -> None:
 
 @keys.command()
 @click.argument("key_id", metavar="ID")
+@click.option("--grace", "grace_s", type=click.FloatRange(min=0), default=0.0, help="Seconds the old key goes on working.")
+@json_option
+@settings_options
+def rotate(key_id: str, grace_s: float, as_json: bool, config: Path | None, data_dir: str | None) -> None:
+    """Replace the key with this id by a new one of the same rights, and print that, this once."""
+    made = ask_store(read_settings(config, data_dir), "keys.rotate", {"id": key_id, "grace_s": grace_s})
+    _show_once(made, as_json=as_json)
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
 @json_option
 @settings_options
 def revoke(key_id: str, as_json: bool, config: Path | None, data_dir: str | None) -> None:
     """Revoke the key with this id, at once and for good."""
-    directory = find_directory(read_settings(config, data_dir))
-    found = on_store(directory, "keys.revoke", {"id": key_id}, lambda store: {"key": store.revoke(key_id)})
+    found = ask_store(read_settings(config, data_dir), "keys.revoke", {"id": key_id})
     if as_json:
         print(json.dumps(found))
     else:
         print(f"Key '{found['key']['name']}' is revoked.", file=sys.stderr)
 
 
-def on_store(directory: DataDirectory, method: str, params: dict[str, Any], work: Callable[[Store], Any]) -> Any:
-    """`method` of the running server, or the same `work` on the directory itself; plain JSON values either way.
-
-    Raises:
-        OperatorError: refused, or the server holds the directory without answering.
-    """
-    deadline_s = time.monotonic() + RESTART_WAIT_S
-    while True:
-        try:
-            return control.call(directory.control_socket, method, params)
-        except (FileNotFoundError, ConnectionRefusedError):
-            pass  # no server, or one that is just starting or stopping
-        try:
-            return _offline(directory, work)
-        except DataDirectoryBusy:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(0.1)
-
-
-def _offline(directory: DataDirectory, work: Callable[[Store], Any]) -> Any:
-    directory.create().hold()
-    try:
-        store = open_store(directory)
-        try:
-            return msgspec.to_builtins(work(store))
-        finally:
-            store.close()
-    finally:
-        directory.release()
+def _show_once(made: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"key": made["key"]}))
+        return
+    print(made["key"])
+    print(f"Key '{made['info']['name']}' is shown this once; ATLAS keeps only its hash.", file=sys.stderr)
 
 
 def _day(at_s: float) -> str:
@@ -119,4 +119,6 @@ def _day(at_s: float) -> str:
 def _state(info: KeyInfo) -> str:
     if info.revoked_at is not None:
         return "revoked"
+    if not info.is_active:
+        return "paused"
     return "valid" if info.is_valid(time.time()) else "expired"

@@ -110,7 +110,7 @@ class DashboardDeps:
     engine: Callable[[], Engine | None]
     registry: ModelRegistry
     readiness: Callable[[], Awaitable[Readiness]]
-    settings: Settings
+    settings: Callable[[], Settings]
     logs: LogLines
     sources: Mapping[str, str] = field(default_factory=dict)
     hot: frozenset[str] = frozenset()

@@ -119,7 +119,7 @@ async def enter(request: HTTPRequest, view: View, user: User, after: str) -> Res
     """Open a session and go on."""
     agent = request.headers.get("user-agent", "")[:USER_AGENT_MAX]
     opened = await asyncio.to_thread(view.deps.store.sessions.open, user, source=view.source, user_agent=agent)
-    max_age = int(view.deps.settings.auth.session_s)
+    max_age = int(view.deps.settings().auth.session_s)
     return redirect(after, cookies=[session_cookie(view, opened.token, max_age=max_age)])
 
 

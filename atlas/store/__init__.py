@@ -7,10 +7,12 @@ as hashes only; keys and sessions are verified from memory.
 from atlas.store.access import Tokens
 from atlas.store.accounts import Invitation
 from atlas.store.audit import AuditEntry, Change
+from atlas.store.backup import restore_backup, write_backup
 from atlas.store.directory import DataDirectory
 from atlas.store.keys import KeyInfo, MintedKey
 from atlas.store.live import Live, open_live
 from atlas.store.live_values import Ask, Budget, Counts, Grant, Remaining, Window
+from atlas.store.operations import OPERATIONS, run_operation
 from atlas.store.reports import Reservation, Spent, UsageTotal
 from atlas.store.rules import DEFAULT_SCOPES
 from atlas.store.sessions import OpenedSession, Session
@@ -19,6 +21,7 @@ from atlas.store.valkey import PrivateRedis, find_server
 
 __all__ = [
     "DEFAULT_SCOPES",
+    "OPERATIONS",
     "Ask",
     "AuditEntry",
     "Budget",
@@ -43,4 +46,7 @@ __all__ = [
     "find_server",
     "open_live",
     "open_store",
+    "restore_backup",
+    "run_operation",
+    "write_backup",
 ]

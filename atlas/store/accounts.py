@@ -309,6 +309,14 @@ class Accounts:
             after = before._replace(user=user, generation=before.generation + 1)
             return self._save(after, change, lambda connection: _sign_out(connection, user_id))
 
+    def use_limits(self, settings: LimitSettings) -> None:
+        """From now on, the limits of users without their own."""
+        self._default_limits = _defaults(settings)
+
+    @property
+    def default_limits(self) -> Limits:
+        return self._default_limits
+
     def effective_limits(self, user: User) -> Limits:
         """The user's own limits, and the settings' where there is none."""
         if user.limits == Limits():

@@ -36,10 +36,11 @@ _MISTYPED = "Incorrect API key provided: it is not complete, or mistyped; `atlas
 
 
 class _Seen(NamedTuple):
-    """A principal and what it was made from: used again for as long as both are still the same objects."""
+    """A principal and what it was made from: used again for as long as these are still the same objects."""
 
     info: KeyInfo
     user: User
+    defaults: Limits
     principal: Principal
 
 
@@ -220,9 +221,9 @@ class Keys:
             raise Unauthorized(f"API key '{info.name}' is {_why_not(info, now_s)}.")
         if now_s - self._last_used_s.get(info.id, 0.0) > LAST_USED_RESOLUTION_S:
             self._touch(info.id, now_s)
-        seen = self._seen.get(hashed)
-        if seen is None or seen.info is not info or seen.user is not user:
-            seen = self._seen[hashed] = _Seen(info, user, self._principal(info, user))
+        seen, defaults = self._seen.get(hashed), self._accounts.default_limits
+        if seen is None or seen.info is not info or seen.user is not user or seen.defaults is not defaults:
+            seen = self._seen[hashed] = _Seen(info, user, defaults, self._principal(info, user))
         return seen.principal
 
     def _new(self, key: str, **values: Any) -> KeyInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -10,11 +11,13 @@ import msgspec
 import sqlalchemy as sa
 
 from atlas.store.ledger import Ledger
+from atlas.store.live_values import Counts
 from atlas.store.tables import reservations, usage_events, usage_hours
 from atlas.types import RequestState, Usage
 
 Group = Literal["key", "user", "model", "day", "hour"]
 HOUR_S = 3600
+LATELY_S = 70.0  # windows are a minute long and count from admission; the rest is for clocks that differ
 EXPORT_ROWS = 500  # read at a time by `events`: bounds memory, and how long a snapshot is held
 
 _COUNTS = ("requests", "failed", "prompt_tokens", "cached_tokens", "completion_tokens", "cost")
@@ -22,7 +25,7 @@ _GROUP_COLUMNS = {
     "key": usage_hours.c.key_id,
     "user": usage_hours.c.owner,
     "model": usage_hours.c.model,
-    "day": usage_hours.c.hour / sa.literal_column("24"),
+    "day": usage_hours.c.hour // sa.literal_column("24", sa.Integer),
     "hour": usage_hours.c.hour,
 }
 
@@ -134,21 +137,26 @@ class UsageReports:
                 return
             after = (page[-1].at, page[-1].request_id)
 
+    def get(self, request_id: str) -> Usage | None:
+        """One request that has ended; None if there is none of that id."""
+        found = self._usages(_events().where(usage_events.c.request_id == request_id))
+        return found[0] if found else None
+
     def spent(self, *, since: float) -> list[Spent]:
         """What was used per key and UTC day, from the day of `since` on."""
-        day, tokens = _GROUP_COLUMNS["day"], usage_hours.c.prompt_tokens + usage_hours.c.completion_tokens
-        query = (
-            sa.select(
-                usage_hours.c.owner,
-                usage_hours.c.key_id,
-                day.label("day"),
-                sa.func.sum(tokens).label("tokens"),
-                sa.func.sum(usage_hours.c.cost).label("cost"),
-            )
-            .where(usage_hours.c.hour >= int(since // (24 * HOUR_S)) * 24)
-            .group_by(usage_hours.c.owner, usage_hours.c.key_id, day)
-        )
-        return self._ledger.read(lambda connection: [_spent(row) for row in connection.execute(query).mappings()])
+        return self._ledger.read(lambda connection: spent_since(connection, since))
+
+    def counts(self) -> Counts:
+        """What limits are counted anew from: this month's sums, what runs, what ended lately; one reading of the ledger."""
+        now_s = time.time()
+        month = datetime.fromtimestamp(now_s, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        lately = _events().where(usage_events.c.at >= now_s - LATELY_S)
+
+        def work(connection: sa.Connection) -> Counts:
+            recent = [Usage(**row) for row in connection.execute(lately).mappings()]
+            return Counts(spent_since(connection, month.timestamp()), open_reservations(connection), recent)
+
+        return self._ledger.read(work)
 
     def open_reservations(self) -> list[Reservation]:
         """Requests that were reserved for and not settled, the oldest first."""
@@ -156,6 +164,23 @@ class UsageReports:
 
     def _usages(self, query: sa.Select[Any]) -> list[Usage]:
         return self._ledger.read(lambda connection: [Usage(**row) for row in connection.execute(query).mappings()])
+
+
+def spent_since(connection: sa.Connection, since: float) -> list[Spent]:
+    """As the method `spent`, in the caller's transaction."""
+    day, tokens = _GROUP_COLUMNS["day"], usage_hours.c.prompt_tokens + usage_hours.c.completion_tokens
+    query = (
+        sa.select(
+            usage_hours.c.owner,
+            usage_hours.c.key_id,
+            day.label("day"),
+            sa.func.sum(tokens).label("tokens"),
+            sa.func.sum(usage_hours.c.cost).label("cost"),
+        )
+        .where(usage_hours.c.hour >= int(since // (24 * HOUR_S)) * 24)
+        .group_by(usage_hours.c.owner, usage_hours.c.key_id, day)
+    )
+    return [_spent(row) for row in connection.execute(query).mappings()]
 
 
 def open_reservations(connection: sa.Connection) -> list[Reservation]:
