@@ -20,7 +20,7 @@ from atlas.store import Store, UsageTotal
 from atlas.types import Activity
 
 HOUR_S, DAY_S = 3600.0, 86400.0
-LATEST = 6
+LATEST = 12
 SPARK_REQUESTS = 60
 
 
@@ -85,7 +85,7 @@ def work_of(store: Store, owner: str | None, *, now: float | None = None) -> Wor
     hours = [datetime.fromtimestamp(first_hour + step * HOUR_S, UTC) for step in range(24)]
     return Work(
         today=by_day.get(days[-1].isoformat()),
-        days=bar_chart([(day.strftime("%a %d"), split_tokens(by_day.get(day.isoformat()))) for day in days]),
+        days=bar_chart([(day.strftime("%a %d %b"), split_tokens(by_day.get(day.isoformat()))) for day in days]),
         hours=bar_chart(
             [(hour.strftime("%H:00"), (count_requests(by_hour.get(hour.strftime("%Y-%m-%dT%H:00Z"))),)) for hour in hours]
         ),

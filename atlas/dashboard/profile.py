@@ -27,6 +27,7 @@ async def profile_page(view: View, *, error: AtlasError | None = None) -> Respon
         "profile.html",
         status=error.status if error else 200,
         sessions=sessions,
+        browser_name=browser_name,
         limits=limit_values(view.who.user_limits),
         done=done(view),
         error=error,
@@ -68,3 +69,21 @@ async def close_session(request: HTTPRequest, session_id: FromPath[str]) -> Resp
         raise NotFound("no such session of yours; it may have ended")
     await asyncio.to_thread(view.deps.store.sessions.close, session_id, actor=view.actor)
     return redirect("/profile?done=session")
+
+
+# In this order: each of these also claims to be those below it.
+BROWSERS = (("Edg/", "Edge"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"), ("Safari/", "Safari"))
+SYSTEMS = (
+    ("Android", "Android"),
+    ("iPhone", "iPhone"),
+    ("iPad", "iPad"),
+    ("Windows", "Windows"),
+    ("Mac OS", "macOS"),
+    ("Linux", "Linux"),
+)
+
+
+def browser_name(user_agent: str) -> str:
+    """Firefox on Linux; what is not known is shown as it is."""
+    browser, system = (next((name for mark, name in known if mark in user_agent), "") for known in (BROWSERS, SYSTEMS))
+    return f"{browser} on {system}" if browser and system else user_agent or "unknown"

@@ -81,7 +81,7 @@ def create_routes(deps: DashboardDeps) -> Sequence[ControllerRouterHandler]:
     router = Router(
         path="/",
         route_handlers=list(HANDLERS),
-        opt={"dashboard": deps},
+        opt={"dashboard": lambda: deps},  # Litestar copies routers deeply, and leaves functions as they are
         exception_handlers={Exception: error_page},
         request_max_body_size=FORM_LIMIT_BYTES,
         include_in_schema=False,

@@ -132,7 +132,7 @@ def report_of(store: Store, owner: str | None, *, days: int, now: float | None =
     by_day = {row.group: row for row in totals("day")}
     first = datetime.fromtimestamp(since, UTC).date()
     dates = [first + timedelta(days=step) for step in range(days)]
-    form = "%a %d" if days <= 7 else "%d %b"
+    form = "%a %d %b" if days <= 7 else "%d %b"
     rows = [(date.strftime(form), by_day.get(date.isoformat())) for date in dates]
     return Report(
         total=add_up(list(by_day.values())),

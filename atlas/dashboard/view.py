@@ -107,7 +107,7 @@ class View:
 
 
 def deps_of(request: HTTPRequest) -> DashboardDeps:
-    deps = request.route_handler.opt["dashboard"]
+    deps = request.route_handler.opt["dashboard"]()
     assert isinstance(deps, DashboardDeps)
     return deps
 
