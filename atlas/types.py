@@ -99,6 +99,7 @@ class Prompt(Value, frozen=True, kw_only=True):
         priority: 0 (first) to 2.
         deadline_s: give up (finish reason "abort") this long after submission.
         allowance_tokens: each candidate stops and waits after this many tokens until its group allows more; None: no bound.
+        whole: nobody follows the answer while it is made; an engine may hand on all its deltas at the end.
     """
 
     model: str = ""
@@ -123,6 +124,7 @@ class Prompt(Value, frozen=True, kw_only=True):
     priority: int = 1
     deadline_s: float | None = None
     allowance_tokens: int | None = None
+    whole: bool = False
 
 
 class TokenLogprob(Value, frozen=True, kw_only=True):

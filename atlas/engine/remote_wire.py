@@ -7,10 +7,9 @@ Peers differ: every field that some server leaves out or sends as null has a def
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import httpx
 import msgspec
 
 from atlas.errors import (
@@ -26,7 +25,6 @@ from atlas.types import FinishReason, Message, Prompt, Sampling, TokenLogprob, T
 
 T = TypeVar("T")
 
-_event_bytes = 64 * 1024 * 1024  # a longer event is no stream of tokens
 UNKNOWN_TOKEN = -1  # the wire carries texts of tokens, not their ids
 _finish_reasons: dict[str, FinishReason] = {
     "stop": "stop",
@@ -52,7 +50,7 @@ class CallPiece(msgspec.Struct):
 
 
 class Gain(msgspec.Struct):
-    """`delta` of a chat chunk."""
+    """`delta` of a chat chunk, `message` of a whole answer."""
 
     content: str | None = None
     reasoning_content: str | None = None
@@ -82,6 +80,7 @@ class Logprobs(msgspec.Struct):
 class Choice(msgspec.Struct):
     index: int = 0
     delta: Gain | None = None
+    message: Gain | None = None
     text: str | None = None
     logprobs: Logprobs | None = None
     finish_reason: str | None = None
@@ -92,13 +91,20 @@ class PromptDetails(msgspec.Struct):
     cached_tokens: int | None = None
 
 
+class CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
 class Usage(msgspec.Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
 
 
 class Chunk(msgspec.Struct):
+    """A piece of a stream, or all of an answer that is none."""
+
     choices: list[Choice] = []
     usage: Usage | None = None
     error: Any = None
@@ -128,6 +134,25 @@ class ErrorBody(msgspec.Struct):
     message: str = ""
     code: str | int | None = None
     param: str | None = None
+
+
+_chunks = msgspec.json.Decoder(Chunk, strict=False)
+
+
+def chunk(data: bytes) -> Chunk:
+    try:
+        return _chunks.decode(data)
+    except msgspec.MsgspecError as error:
+        raise _not_openai(error) from error
+
+
+def gain(choice: Choice) -> Gain:
+    """What a choice brings; the calls of a whole answer are numbered, since only those of a stream are already."""
+    if choice.message is None:
+        return choice.delta or Gain(content=choice.text)
+    for index, call in enumerate(choice.message.tool_calls or ()):
+        call.index = index
+    return choice.message
 
 
 def finish_reason(name: str) -> FinishReason:
@@ -163,29 +188,15 @@ def _bytes(entry: Alternative) -> bytes:
     return entry.token.encode() if entry.bytes is None else bytes(entry.bytes)
 
 
-async def events(response: httpx.Response) -> AsyncIterator[bytes]:
-    """`data` of each server-sent event, up to [DONE] or the end.
-
-    Lines are cut at newlines only: JSON may hold U+2028 and others that `aiter_lines` takes for ends of lines.
-    """
-    pending = b""
-    async for piece in response.aiter_bytes():
-        *lines, pending = (pending + piece).split(b"\n")
-        for line in lines:
-            data = line.removeprefix(b"data:").strip()
-            if data == b"[DONE]":
-                return
-            if data and line.startswith(b"data:"):
-                yield data
-        if len(pending) > _event_bytes:
-            raise UpstreamFailed(f"an event of more than {_event_bytes} bytes")
-
-
 def decode(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind, strict=False)
     except msgspec.MsgspecError as error:
-        raise UpstreamFailed(f"the remote server sent what is not OpenAI's format: {error}") from error
+        raise _not_openai(error) from error
+
+
+def _not_openai(error: msgspec.MsgspecError) -> UpstreamFailed:
+    return UpstreamFailed(f"the remote server sent what is not OpenAI's format: {error}")
 
 
 # -- errors --
@@ -231,13 +242,13 @@ def _seconds(retry_after: str | None) -> float:
 # -- what goes out --
 
 
-def body(prompt: Prompt, sampling: Sampling, *, model: str, n: int) -> dict[str, Any]:
-    """Request for `n` candidates that share `sampling`, streamed, with usage at the end."""
+def body(prompt: Prompt, sampling: Sampling, *, model: str, n: int, stream: bool) -> dict[str, Any]:
+    """Request for `n` candidates that share `sampling`; a stream has its usage at the end."""
     shared = {
         "model": model,
         "n": n,
-        "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream": stream,
+        "stream_options": {"include_usage": True} if stream else None,
         "stop": list(prompt.stop) or None,
         "max_tokens": prompt.max_tokens,
         **_sampling(sampling),

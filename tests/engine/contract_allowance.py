@@ -160,6 +160,18 @@ async def others_are_answered_while_one_is_parked(engine: Engine) -> None:
 
 
 @check()
+async def an_answer_wanted_whole_is_the_same_answer(engine: Engine) -> None:
+    (free,) = await generate(engine, greedy())
+    for allowance_tokens in (None, 24, 4):
+        group = await engine.submit(greedy(whole=True, allowance_tokens=allowance_tokens))
+        if await group.reached(4):
+            group.allow(None)
+        deltas, (generation,) = await asyncio.wait_for(follow(group), PATIENCE_S)
+        assert_whole(deltas, generation)
+        assert (generation.text, generation.num_tokens) == (free.text, free.num_tokens)
+
+
+@check()
 async def closing_ends_what_is_parked(engine: Engine) -> None:
     group = await engine.submit(greedy(allowance_tokens=2))
     await parked(group, 2)
