@@ -49,6 +49,10 @@ class Ticket:
         self.admitted: asyncio.Future[bool] | None = None  # None: it never had to wait; False: it left
         self.timer: asyncio.TimerHandle | None = None
 
+    @property
+    def is_waiting(self) -> bool:
+        return self.admitted is not None and not self.admitted.done()
+
 
 class FairLine:
     """The order of those who wait; knows no slots and no clock.
@@ -194,7 +198,7 @@ class AdmissionQueue:
 
     def position(self, ticket: Ticket) -> int:
         """1 is next, 0 is not waiting; up to `RANKING_AGE_S` old."""
-        if ticket.admitted is None or ticket.admitted.done():
+        if not ticket.is_waiting:
             return 0
         now_s = self._clock()
         if now_s - self._ranked_s >= RANKING_AGE_S or ticket.number not in self._ranks:
@@ -204,7 +208,7 @@ class AdmissionQueue:
 
     def leave(self, ticket: Ticket) -> None:
         """Give up its place in line, or all the slots it holds. Idempotent."""
-        if ticket.admitted is not None and not ticket.admitted.done():
+        if ticket.is_waiting and ticket.admitted is not None:
             self._line.discard(ticket)
             ticket.admitted.set_result(False)
             self._stop_timer(ticket)

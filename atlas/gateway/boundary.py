@@ -60,8 +60,8 @@ class Boundary:
 def _identified(send: Send, exchange: Exchange) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
-            exchange.status = message["status"]
-            message["headers"] = [*guarded_headers([*message["headers"]], exchange.path), *exchange.reply_headers()]
+            added = exchange.begin_reply(message["status"])
+            message["headers"] = [*guarded_headers([*message["headers"]], exchange.path), *added]
         await send(message)
 
     return wrapped

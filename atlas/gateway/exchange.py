@@ -184,7 +184,6 @@ class Exchange:
                 self.refuse("disconnected")
             with contextlib.suppress(AtlasError):  # the ledger's; the row is written when it can be
                 await self.settle()
-            metered.status = self.status
             metered.forget()
         if self.principal is not None and self.route in PRIORITIES and not (metered and metered.charge.is_reserved):
             self.deps.traffic.refuse(self._refused(self.principal))
@@ -208,13 +207,15 @@ class Exchange:
     def wall_s(self) -> float:
         return time.monotonic() - self.started_s
 
-    def reply_headers(self) -> list[RawHeader]:
-        """What the reply says of the exchange itself."""
+    def begin_reply(self, status: int) -> list[RawHeader]:
+        """The reply begins; the headers in which it speaks of the exchange itself."""
+        self.status = status
         headers = [(b"x-request-id", self.request_id.encode())]
         if self.path.startswith("/v1/messages"):
             headers.append((b"request-id", self.request_id.encode()))
         metered = self.metered
         if metered is not None:
+            metered.status = status
             headers += metered.charge.headers
             if not metered.is_queued:
                 headers.append((b"x-atlas-queue-ms", b"%d" % round(metered.queue_s * 1000)))

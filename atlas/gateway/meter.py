@@ -128,7 +128,8 @@ class MeteredRequest:
 
     @property
     def is_queued(self) -> bool:
-        return self._ticket is not None and self._ticket.admitted is not None and not self._ticket.held
+        """Whether it waits for a place."""
+        return self._ticket is not None and self._ticket.is_waiting
 
     @property
     def queue_position(self) -> int:
