@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def private(folder: Path) -> PrivateRedis:
 
 
 def ask(socket_path: Path, line: str) -> str:
+    """The reply, once it has loaded its data."""
+    while (reply := ask_now(socket_path, line)).startswith("-LOADING"):
+        time.sleep(0.01)
+    return reply
+
+
+def ask_now(socket_path: Path, line: str) -> str:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(5)
         try:
