@@ -22,7 +22,7 @@ from atlas.engine.embedder import Embedder, open_embedder
 from atlas.engine.grammar import Grammars, Matcher
 from atlas.engine.group import Group
 from atlas.engine.memo import PromptMemo
-from atlas.engine.runner import Model, Runner, Tokens
+from atlas.engine.runner import Model, Runner, Tokens, supports_gpu
 from atlas.engine.sampler import Recommended
 from atlas.engine.sequence import Job
 from atlas.engine.sizing import context_cells, physical_cores
@@ -60,8 +60,14 @@ def _load(path: Path, settings: EngineSettings) -> tuple[Model, Runner]:
         num_sequences=settings.max_sequences + settings.cached_sequences,
         batch_tokens=max(BATCH_TOKENS, settings.max_sequences + settings.prefill_chunk_tokens),
         threads=settings.threads or physical_cores(),
-        flash_attention=settings.flash_attention,
+        flash_attention=_flash_attention(settings),
     )
+
+
+def _flash_attention(settings: EngineSettings) -> str:
+    """On a CPU it adds f16 in an order that depends on what else runs (docs/log.md): llama.cpp chooses only with GPU layers."""
+    has_gpu_layers = supports_gpu() and settings.gpu_layers != 0
+    return "off" if settings.flash_attention == "auto" and not has_gpu_layers else settings.flash_attention
 
 
 class LlamaEngine:

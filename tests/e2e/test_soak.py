@@ -23,8 +23,7 @@ def wait_idle(server: Running, timeout_s: float = 20.0) -> None:
 
 @pytest.fixture(scope="module")
 def calm(serve: Callable[..., Running]) -> Running:
-    """Without flash attention: llama.cpp's on a CPU sums in f16, and which cells come first depends on what else runs."""
-    return serve(ggufs.tiny_calm(), ATLAS_ENGINE_CONTEXT_TOKENS="32768", ATLAS_ENGINE_FLASH_ATTENTION="off")
+    return serve(ggufs.tiny_calm(), ATLAS_ENGINE_CONTEXT_TOKENS="32768")
 
 
 async def test_thirty_two_clients_for_some_seconds(calm: Running) -> None:

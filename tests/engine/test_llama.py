@@ -126,6 +126,17 @@ async def test_answers_under_load_equal_solo_runs() -> None:
     assert wrong == []
 
 
+async def test_flash_attention_is_off_on_a_cpu_unless_asked_for() -> None:
+    async def logprobs(**settings: str | int) -> list[float]:
+        async with running(ggufs.tiny_random(), **settings) as engine:
+            (answer,) = await generate(engine, Prompt(text="x" * 200, max_tokens=8, sampling=GREEDY, top_logprobs=0))
+            return [entry.logprob for entry in answer.logprobs]
+
+    plain = await logprobs(flash_attention="off", gpu_layers=0)
+    assert await logprobs(gpu_layers=0) == plain
+    assert await logprobs(flash_attention="on", gpu_layers=0) != plain
+
+
 async def test_a_full_cache_preempts_and_nothing_fails() -> None:
     """Eight answers of 150 tokens where 512 cells hold three: everyone is answered as if alone."""
     prompts = [Prompt(text=f"{i} preempt", max_tokens=150, sampling=GREEDY, top_logprobs=2) for i in range(8)]
