@@ -19,7 +19,7 @@ from atlas.gateway.deps import GatewayDeps, Readiness
 from atlas.gateway.exchange import HTTPRequest, exchange_of
 from atlas.gateway.openapi import MEANINGS, PUBLIC, replies
 from atlas.gateway.wire import Wire
-from atlas.store import Store
+from atlas.store import Live, Store
 
 PROBE_TIMEOUT_S = 2.0  # Redis has one second to answer a request; chosen
 
@@ -89,8 +89,13 @@ async def _probe(deps: GatewayDeps) -> tuple[str, ...]:
     """What metered requests need and do not have."""
     trials = [_trouble("the ledger", asyncio.to_thread(deps.store.check))]
     if deps.live is not None and deps.auth.mode != "off":
-        trials.append(_trouble("Redis", deps.live.ping()))
+        trials.append(_redis_trouble(deps.live))
     return tuple(trouble for trouble in await asyncio.gather(*trials) if trouble)
+
+
+async def _redis_trouble(live: Live) -> str:
+    trouble = await _trouble("Redis", live.ping())
+    return f"Redis: {live.trouble}" if trouble and live.trouble else trouble
 
 
 async def _trouble(name: str, trial: Awaitable[None]) -> str:
@@ -101,5 +106,5 @@ async def _trouble(name: str, trial: Awaitable[None]) -> str:
     except TimeoutError:
         return f"{name} does not answer within {PROBE_TIMEOUT_S:g} s"
     except AtlasError as error:
-        return error.message
+        return f"{name}: {error.message}"
     return ""

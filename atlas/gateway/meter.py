@@ -149,8 +149,10 @@ class MeteredRequest:
         assert self._engine is not None  # `enter` has set it
         self._submitted_s = time.monotonic()
         for prompt in self._prompts:
-            allowed = msgspec.structs.replace(prompt, allowance_tokens=self._allowance, priority=self._priority)
-            group = await self._engine.submit(allowed)
+            paid = msgspec.structs.replace(
+                prompt, allowance_tokens=self._allowance, priority=self._priority, whole=not self._is_streamed
+            )
+            group = await self._engine.submit(paid)
             self.groups.append(group)
             if self._slice(prompt.max_tokens) > self._allowance:
                 self._watchers.append(asyncio.create_task(self._extend_ahead(group, prompt.max_tokens)))

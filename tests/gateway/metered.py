@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,8 +18,7 @@ import pytest
 from atlas.engine import Engine, ScriptedEngine
 from atlas.gateway.traffic import Traffic
 from atlas.settings import LimitSettings, QueueSettings, Settings
-from atlas.store import Live, Store, open_live
-from atlas.store.live_values import Counts
+from atlas.store import Live, open_live
 from atlas.types import Limits, Usage
 from tests.gateway.conftest import MODEL, Running, deps_of, new_store, serving, wait_for
 from tests.store.live.conftest import Server, binaries
@@ -47,6 +45,8 @@ class Metered:
 
     running: Running
     live: Live
+    path: Path  # of the data directory
+    close: Callable[[], None]  # ends the server; the ledger stays open
 
     @property
     def engine(self) -> ScriptedEngine:
@@ -117,18 +117,14 @@ def metered(redis: Server, tmp_path: Path) -> Iterator[MeteredServer]:
 @contextmanager
 def _serving(engine: Engine, redis: Server, path: Path, **changes: Any) -> Iterator[Metered]:
     store = new_store(path)
-    live = open_live(redis.url, source=lambda: counts_of(store), namespace=uuid.uuid4().hex)
-    try:
-        with serving(deps_of(engine, store=store, live=live, **changes)) as running:
-            yield Metered(running, live)
-            asyncio.run_coroutine_threadsafe(live.close(), running.loop).result(20)
-    finally:
-        store.close()
-
-
-def counts_of(store: Store) -> Counts:
-    """What the limits are rebuilt from."""
-    return Counts(store.usage.spent(since=time.time() - 32 * 86400), store.usage.open_reservations())
+    live = open_live(redis.url, source=store.usage.counts, namespace=uuid.uuid4().hex)
+    with ExitStack() as ending:
+        ending.callback(store.close)
+        server = ExitStack()
+        ending.callback(server.close)
+        running = server.enter_context(serving(deps_of(engine, store=store, live=live, **changes)))
+        server.callback(lambda: asyncio.run_coroutine_threadsafe(live.close(), running.loop).result(20))
+        yield Metered(running, live, path, server.close)
 
 
 def narrow(slots: int = 1, **changes: Any) -> dict[str, Any]:
