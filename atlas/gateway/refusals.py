@@ -28,7 +28,6 @@ INSTEAD = {
     "/rerank": "there is no reranking here",
     "/reranking": "there is no reranking here",
     "/apply-template": "POST /v1/chat/completions/input_tokens counts a conversation",
-    "/models": "use GET /v1/models",
 }
 
 
@@ -39,7 +38,7 @@ class RouteRefused(NotFound):
 
 
 @route(
-    [*INSTEAD, "/slots/{rest:path}", "/lora-adapters/{rest:path}", "/models/{rest:path}"],
+    [*INSTEAD, "/slots/{rest:path}", "/lora-adapters/{rest:path}"],
     http_method=METHODS,
     opt={"access": "public"},
     include_in_schema=False,

@@ -96,10 +96,12 @@ class Running:
 
 
 @contextmanager
-def serving(deps: GatewayDeps) -> Iterator[Running]:
+def serving(deps: GatewayDeps, *, extra_routes: Sequence[Any] = ()) -> Iterator[Running]:
     """`deps` behind uvicorn on a free port, in a thread of its own."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(deps), log_config=None, lifespan="on", timeout_graceful_shutdown=3, proxy_headers=False)
+    config = uvicorn.Config(
+        create_app(deps, extra_routes), log_config=None, lifespan="on", timeout_graceful_shutdown=3, proxy_headers=False
+    )
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
 
