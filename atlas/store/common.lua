@@ -6,7 +6,7 @@
 --   w:NAME         hash: tokens charged per bucket, their `sum`, and the `last` bucket written; at most BUCKETS + 3 fields
 --   c:NAME         set: ids of running requests; as many members as the limit
 --   b:NAME:MONTH   hash: tokens and cost of the month (t, c) and of each of its days (tDAY, cDAY)
---   r:ID           what a running request has been charged, and where
+--   r:ID           what a running request has been charged, and where; 'ended' for a window after it has ended
 local BUCKETS = 60
 local BUCKET_US = WINDOW_US / BUCKETS
 local KEEP_WINDOW_MS = math.ceil(WINDOW_US / 1000 * 1.1)
@@ -136,13 +136,18 @@ end
 -- (u, k, uk or -), and the part of the tokens that is still in them.
 local function read_request(id)
   local text = redis.call('GET', PREFIX .. 'r:' .. id)
-  if not text or text == 'withdrawn' then return nil end
+  if not text or text == 'ended' then return nil end
   local tokens, cost, day, windows, charges = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (.*)$')
   local request = { tokens = tonumber(tokens), cost = tonumber(cost), day = tonumber(day), windows = windows, charges = {} }
   for at, amount in string.gmatch(charges, '(%d+)=(%d+)') do
     table.insert(request.charges, { at = tonumber(at), amount = tonumber(amount) })
   end
   return request
+end
+
+-- Leaves a mark, by which a rebuild sees that the request is in the windows, and a late admission that nobody waits for it.
+local function end_request(id)
+  redis.call('SET', PREFIX .. 'r:' .. id, 'ended', 'PX', KEEP_WINDOW_MS)
 end
 
 local function write_request(id, request)

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 
 from atlas.store.live_values import Argument, Caller, Counts, OpenReservation
+from atlas.types import Usage
 
 BUCKETS = 60  # this and the two below as in common.lua
 KEEP_REQUEST_S = 86_400
@@ -39,24 +40,24 @@ class Rebuild:
         self._redis = redis
         self._prefix = prefix
         self.mark = f"{prefix}ready"
-        self._window_us = window_us
         self._bucket_us = window_us / BUCKETS
+        self._keep_ms = round(window_us / 1000 * 1.1)  # as in common.lua
 
-    async def run(self, counts: Counts, *, run_id: bytes, is_intact: bool) -> None:
+    async def run(self, counts: Counts, *, run_id: bytes) -> None:
         """Write everything, the mark last: a rebuild that breaks off is no rebuild.
 
-        Args:
-            counts: the ledger's.
-            run_id: of this Redis.
-            is_intact: it has lost nothing, so the windows, of which the ledger knows less, are left as they are.
+        Budgets and running requests are the ledger's. The windows are kept, since Redis knows better when a request was charged;
+        added are requests that it does not know: an append-only file may end two seconds before a kill, or be gone.
         """
-        running = list(counts.reservations)
+        running, recent = list(counts.reservations), list(counts.recent)
+        known = await self._known([row.request_id for row in (*running, *recent)])
         await self._redis.call("DEL", self.mark)
         await self._send([("UNLINK", key) async for key in self._stale()])
         await self._send(self._budgets(counts, running))
-        await self._send(self._running(running))
-        if not is_intact:
-            await self._send(self._windows(_charges(counts, running), await self._now_us()))
+        await self._send([command for request in running for command in self._register(request, known.get(request.request_id))])
+        await self._send([("SET", self._request_key(row.request_id), "ended", "PX", self._keep_ms) for row in recent])
+        unknown = [charge for charge in _charges(running, recent) if charge.request_id not in known]
+        await self._send(self._windows(unknown, await self._now_us()))
         await self._redis.call("SET", self.mark, run_id)
 
     def _budgets(self, counts: Counts, running: Sequence[OpenReservation]) -> list[Command]:
@@ -81,37 +82,44 @@ class Rebuild:
         """Where the budgets of the month of `day` are counted."""
         return f"{self._prefix}b:{name}:{day.year * 12 + day.month - 1}"
 
-    def _running(self, running: Sequence[OpenReservation]) -> list[Command]:
-        return [command for request in running for command in self._register(request)]
+    def _request_key(self, request_id: str) -> str:
+        return f"{self._prefix}r:{request_id}"
 
-    def _register(self, request: OpenReservation) -> Iterator[Command]:
+    async def _known(self, request_ids: Sequence[str]) -> dict[str, bytes]:
+        """What r:ID says, for each id that Redis has."""
+        texts = await self._send([("GET", self._request_key(request_id)) for request_id in request_ids])
+        return {request_id: text for request_id, text in zip(request_ids, texts, strict=True) if text is not None}
+
+    def _register(self, request: OpenReservation, known: bytes | None) -> Iterator[Command]:
         names = _names(request.owner, request.key_id)
-        windows = "".join(name[0] for name in names)
-        bucket = int(request.at * 1e6 // self._bucket_us)
-        totals = f"{request.tokens} {request.cost} {(_utc_day(request.at) - EPOCH).days}"
-        record = f"{totals} {windows or '-'} {bucket}={request.tokens}"
-        yield ("SET", f"{self._prefix}r:{request.request_id}", record, "EX", KEEP_REQUEST_S)
+        if known is None or known == b"ended":
+            windows = "".join(name[0] for name in names)
+            charged = f"{windows or '-'} {int(request.at * 1e6 // self._bucket_us)}={request.tokens}"
+        else:
+            charged = known.decode().split(" ", 3)[3]
+        record = f"{request.tokens} {request.cost} {(_utc_day(request.at) - EPOCH).days} {charged}"
+        yield ("SET", self._request_key(request.request_id), record, "EX", KEEP_REQUEST_S)
         for name in names:
             yield ("SADD", f"{self._prefix}c:{name}", request.request_id)
             yield ("EXPIRE", f"{self._prefix}c:{name}", KEEP_REQUEST_S)
 
     def _windows(self, charges: Sequence[Charge], now_us: int) -> list[Command]:
-        tokens: dict[str, Counter[int]] = defaultdict(Counter)
         commands: list[Command] = []
-        keep_ms = round(self._window_us / 1000 * 1.1)  # as in common.lua
         now_bucket = int(now_us // self._bucket_us)
         for charge in charges:
             bucket = int(charge.at_us // self._bucket_us)
-            if bucket < now_bucket - BUCKETS:
-                continue
-            for name in charge.names:
-                log = f"{self._prefix}q:{name}"
-                commands += [("ZADD", log, "NX", charge.at_us, charge.request_id), ("PEXPIRE", log, keep_ms)]
-                tokens[f"{self._prefix}w:{name}"][bucket] += charge.tokens
-        for key, buckets in tokens.items():
-            state = ("sum", buckets.total(), "last", now_bucket)
-            commands += [("DEL", key), ("HSET", key, *_flat(buckets), *state), ("PEXPIRE", key, keep_ms)]
+            if bucket >= now_bucket - BUCKETS:
+                commands += (command for name in charge.names for command in self._charge(charge, name, bucket))
         return commands
+
+    def _charge(self, charge: Charge, name: str, bucket: int) -> Iterator[Command]:
+        log, window = f"{self._prefix}q:{name}", f"{self._prefix}w:{name}"
+        yield ("ZADD", log, "NX", charge.at_us, charge.request_id)
+        yield ("PEXPIRE", log, self._keep_ms)
+        yield ("HINCRBY", window, bucket, charge.tokens)
+        yield ("HINCRBY", window, "sum", charge.tokens)
+        yield ("HSETNX", window, "last", bucket)
+        yield ("PEXPIRE", window, self._keep_ms)
 
     async def _stale(self) -> AsyncIterator[bytes]:
         """Keys that are written anew. A stray SCAN reply may name a key twice, which UNLINK does not mind."""
@@ -127,15 +135,17 @@ class Rebuild:
         seconds, micros = await self._redis.call("TIME")
         return int(seconds) * 1_000_000 + int(micros)
 
-    async def _send(self, commands: Sequence[Command]) -> None:
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        replies: list[Any] = []
         for start in range(0, len(commands), PAGE):
-            await asyncio.gather(*(self._redis.call(*command) for command in commands[start : start + PAGE]))
+            replies += await asyncio.gather(*(self._redis.call(*command) for command in commands[start : start + PAGE]))
+        return replies
 
 
-def _charges(counts: Counts, running: Sequence[OpenReservation]) -> list[Charge]:
+def _charges(running: Sequence[OpenReservation], recent: Sequence[Usage]) -> list[Charge]:
     ended = [
         Charge(row.request_id, round(row.at * 1e6), _names(row.owner, row.key_id), row.prompt_tokens + row.completion_tokens)
-        for row in counts.recent
+        for row in recent
     ]
     return ended + [Charge(row.request_id, round(row.at * 1e6), _names(row.owner, row.key_id), row.tokens) for row in running]
 

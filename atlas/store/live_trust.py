@@ -182,7 +182,7 @@ class TrustedRedis:
         async with self._recovering:
             if self._ready.is_set():
                 return
-            run_id, _ = await self._identify()
+            run_id = await self._identify()
             if run_id == self._run_id and await self._redis.call("EXISTS", self._builder.mark):
                 await self._open(run_id)
             elif self._source is None:
@@ -192,18 +192,16 @@ class TrustedRedis:
                 await self._rebuild(Counts(*await asyncio.to_thread(self._source)))
 
     async def _rebuild(self, counts: Counts) -> None:
-        run_id, has_log = await self._identify()
-        mark = await self._redis.call("GET", self._builder.mark)
-        is_intact = mark is not None and (mark == run_id or has_log)
-        await self._builder.run(counts, run_id=run_id, is_intact=is_intact)
-        log.info("live.rebuilt", windows_kept=is_intact)
+        run_id = await self._identify()
+        await self._builder.run(counts, run_id=run_id)
+        log.info("live.rebuilt")
         await self._open(run_id)
 
     async def _open(self, run_id: bytes) -> None:
         await self._redis.call("SET", self._builder.mark, run_id)  # it can write, too
         for script in self._scripts:
             await self._redis.call("SCRIPT", "LOAD", script.text)
-        if (await self._identify())[0] != run_id:
+        if await self._identify() != run_id:
             raise LimitsUnavailable("Redis was restarted meanwhile")
         self._run_id = run_id
         if self.trouble:
@@ -211,14 +209,14 @@ class TrustedRedis:
         self.trouble = ""
         self._ready.set()
 
-    async def _identify(self) -> tuple[bytes, bool]:
-        """Run id of this Redis, and whether it keeps an append-only file."""
-        text: bytes = await self._redis.call("INFO", "server", "persistence")
+    async def _identify(self) -> bytes:
+        """Run id of this Redis."""
+        text: bytes = await self._redis.call("INFO", "server")
         info = dict(line.split(b":", 1) for line in text.splitlines() if b":" in line)
         version = info[b"redis_version"].decode()
         if tuple(map(int, version.split(".")[:2])) < OLDEST_REDIS:
             raise LimitsUnavailable(f"Redis {version} is too old; 7.0 or later is needed")
-        return info[b"run_id"], info[b"aof_enabled"] == b"1"
+        return info[b"run_id"]
 
     def _doubt(self) -> None:
         """Redis answers, but may not be the one it was."""

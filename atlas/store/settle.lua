@@ -1,12 +1,12 @@
 -- Ends a request: corrects what it was charged to what it used, in the same buckets and budgets. Needs common.lua in front.
 -- ARGV: id, owner, key, tokens, cost, "settle" or "withdraw"
--- A withdrawn request counts nothing at all. Should its admission arrive only now, on a connection we have given up, the mark
--- left in r:ID refuses it.
+-- A withdrawn request counts nothing at all. Should its admission arrive only later, on a connection we have given up, its mark
+-- refuses it.
 -- Reply: "ok", "unknown" (nothing done) or "lost".
 local id, is_withdrawn = ARGV[1], ARGV[6] == 'withdraw'
 local request = read_request(id)
 if not request then
-  if is_withdrawn then redis.call('SET', PREFIX .. 'r:' .. id, 'withdrawn', 'EX', 60) end
+  if is_withdrawn then end_request(id) end
   return 'unknown'
 end
 
@@ -33,5 +33,5 @@ for _, of in ipairs(subjects) do
     if tokens < 0 then give_back(window, -tokens) end
   end
 end
-redis.call('DEL', PREFIX .. 'r:' .. id)
+end_request(id)
 return 'ok'

@@ -1,8 +1,7 @@
 """A private Valkey or Redis: which binary, how it is started, and what becomes of one that was left behind.
 
-It listens on a Unix socket in a folder of mode 0700 and on no port, and writes an append-only file: killed, it has lost nothing;
-after a power failure at most a second, and then the counts are made again from the ledger. The process itself is kept by the
-parent of `atlas serve`.
+It listens on a Unix socket in a folder of mode 0700 and on no port, and writes an append-only file, of which a kill may cost two
+seconds: what is missing is then taken from the ledger. The process itself is kept by the parent of `atlas serve`.
 """
 
 from __future__ import annotations

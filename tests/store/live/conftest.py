@@ -47,7 +47,7 @@ class Server:
     def start(self, *options: str) -> None:
         assert self.binary is not None
         command = [str(self.binary), "--port", "0", "--unixsocket", f"{self.folder}/redis.sock", "--dir", str(self.folder)]
-        keeping = ["--save", "", "--appendonly", "yes", "--enable-debug-command", "local"]
+        keeping = ["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "local"]
         self.process = subprocess.Popen([*command, *keeping, *options], stdout=subprocess.DEVNULL)
         self.wait_up()
 
@@ -74,6 +74,14 @@ class Server:
     def lose_data(self) -> None:
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def keep_copy(self) -> None:
+        """Of what it has written so far."""
+        shutil.copytree(self.folder / "appendonlydir", self.folder / "copy")
+
+    def restore_copy(self) -> None:
+        shutil.rmtree(self.folder / "appendonlydir")
+        (self.folder / "copy").rename(self.folder / "appendonlydir")
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
