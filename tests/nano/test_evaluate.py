@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterator
 
 import pytest
 
@@ -60,8 +61,10 @@ def test_the_card_is_reproduced_from_the_shipped_files() -> None:
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
-    return Generator(MODEL_DIR / GGUF_NAME)
+def generator() -> Iterator[Generator]:
+    generator = Generator(MODEL_DIR / GGUF_NAME)
+    yield generator
+    generator.close()
 
 
 def test_equal_seeds_give_equal_answers_and_other_seeds_others(generator: Generator) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,8 +44,10 @@ AWKWARD = (
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
-    return Generator(MODEL_DIR / GGUF_NAME)
+def generator() -> Iterator[Generator]:
+    generator = Generator(MODEL_DIR / GGUF_NAME)
+    yield generator
+    generator.close()
 
 
 def test_everything_shipped_is_at_most_16_mb() -> None:
