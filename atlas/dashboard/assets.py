@@ -21,8 +21,7 @@ async def asset(request: HTTPRequest, name: FromPath[str]) -> Response[bytes]:
     if content is None:
         raise NotFound(f"no asset {name[:80]!r}")
     lasting = "public, max-age=31536000, immutable" if "v" in request.query_params else "no-cache"
-    headers = {"cache-control": lasting, "x-content-type-options": "nosniff"}
-    return Response(content, media_type=MEDIA_TYPES[name.rpartition(".")[2]], headers=headers)
+    return Response(content, media_type=MEDIA_TYPES[name.rpartition(".")[2]], headers={"cache-control": lasting})
 
 
 @cache

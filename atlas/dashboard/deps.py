@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from atlas.dashboard.memory import Memory
 from atlas.engine import Engine, ModelRegistry
+from atlas.errors import AtlasError
 from atlas.settings import Settings
 from atlas.store import Live, Session, Store
 from atlas.types import Activity, Principal
@@ -89,6 +90,8 @@ class Exchange(Protocol):
     def source(self) -> str: ...
     @property
     def is_secure(self) -> bool: ...
+    def refuse(self, error: AtlasError) -> None:
+        """Note for the log how the request went wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)

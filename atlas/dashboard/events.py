@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 
 import structlog
 from litestar import get
@@ -16,7 +17,7 @@ from markupsafe import Markup
 
 from atlas.dashboard import activity, logs, models, overview, usage
 from atlas.dashboard.status import status_panel
-from atlas.dashboard.view import SECURITY_HEADERS, HTTPRequest, View, view_of
+from atlas.dashboard.view import HEADERS, HTTPRequest, View, view_of
 from atlas.errors import AtlasError, Forbidden
 
 log = structlog.get_logger("atlas.dashboard")
@@ -25,7 +26,7 @@ INTERVAL_S = 1.0  # between two looks at what has changed
 IDLE_INTERVAL_S = 3.0  # when no request has: for the machine's strip, ages and downloads
 PING_INTERVAL_S = 15.0
 SESSION_CHECK_S = 3.0
-HEADERS = {**SECURITY_HEADERS, "x-accel-buffering": "no"}
+STREAM_HEADERS = {**HEADERS, "x-accel-buffering": "no"}
 
 Panels = Callable[[View], Awaitable[dict[str, Markup]]]
 
@@ -53,7 +54,7 @@ async def events(request: HTTPRequest) -> Stream:
     if name in ADMIN_PAGES and not view.is_admin:
         raise Forbidden("the logs are for admins")
     view.deps.memory.check_streams(stream_owner(view))
-    return Stream(stream(view, PANELS.get(name, nothing)), media_type="text/event-stream", headers=HEADERS)
+    return Stream(stream(view, PANELS.get(name, nothing)), media_type="text/event-stream", headers=STREAM_HEADERS)
 
 
 def stream_owner(view: View) -> str:
@@ -66,21 +67,22 @@ async def stream(view: View, panels: Panels) -> AsyncIterator[bytes]:
     spoken_s = checked_s = time.monotonic()
     with view.deps.memory.stream(stream_owner(view)):
         yield b"retry: 2000\n\n"
-        async for _ in paced(view):
-            now_s = time.monotonic()
-            if now_s - checked_s > SESSION_CHECK_S:
-                checked_s = now_s
-                if not await is_signed_in(view):
-                    yield event("gone", Markup("the session has ended"))
-                    return
-            changed = {name: html for name, html in (await look(view, panels)).items() if sent.get(name) != html}
-            sent |= changed
-            if changed:
-                spoken_s = now_s
-                yield b"".join(event(name, html) for name, html in changed.items())
-            elif now_s - spoken_s >= PING_INTERVAL_S:
-                spoken_s = now_s
-                yield b": ping\n\n"
+        async with aclosing(paced(view)) as turns:
+            async for _ in turns:
+                now_s = time.monotonic()
+                if now_s - checked_s > SESSION_CHECK_S:
+                    checked_s = now_s
+                    if not await is_signed_in(view):
+                        yield event("gone", Markup("the session has ended"))
+                        return
+                changed = {name: html for name, html in (await look(view, panels)).items() if sent.get(name) != html}
+                sent |= changed
+                if changed:
+                    spoken_s = now_s
+                    yield b"".join(event(name, html) for name, html in changed.items())
+                elif now_s - spoken_s >= PING_INTERVAL_S:
+                    spoken_s = now_s
+                    yield b": ping\n\n"
         yield event("status", await status_panel(view))
 
 
@@ -94,22 +96,29 @@ async def look(view: View, panels: Panels) -> dict[str, Markup]:
         return status
 
 
-async def paced(view: View) -> AsyncIterator[None]:
+async def paced(view: View) -> AsyncGenerator[None]:
     """Turns when something may have changed, at least `INTERVAL_S` apart. Ends when the server drains."""
     changed = asyncio.Event()
+    draining = view.deps.draining
     watching = asyncio.create_task(watch(view, changed))
-    draining = asyncio.create_task(view.deps.draining.wait())
     try:
-        while not draining.done():
+        while not draining.is_set():
             changed.clear()
             yield
-            await asyncio.wait([draining], timeout=INTERVAL_S)
-            waiting = asyncio.create_task(changed.wait())
-            await asyncio.wait([draining, waiting], timeout=IDLE_INTERVAL_S - INTERVAL_S, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
+            await wait_for(draining, timeout_s=INTERVAL_S)
+            await wait_for(draining, changed, timeout_s=IDLE_INTERVAL_S - INTERVAL_S)
     finally:
         watching.cancel()
-        draining.cancel()
+
+
+async def wait_for(*events: asyncio.Event, timeout_s: float) -> None:
+    """Until one of these is set, or the time is up."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 async def watch(view: View, changed: asyncio.Event) -> None:

@@ -10,7 +10,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from atlas.dashboard.view import page, view_of
-from atlas.errors import AtlasError, BadRequest, EngineFailed, NotFound
+from atlas.errors import AtlasError, BadRequest, EngineFailed, NotFound, PayloadTooLarge
 
 log = structlog.get_logger("atlas.dashboard")
 
@@ -27,6 +27,7 @@ def error_page(request: Request[Any, Any, Any], error: Exception) -> Response[st
     """Litestar's exception handler for every page."""
     known = known_error(error)
     view = view_of(request)
+    request.scope["state"]["exchange"].refuse(known)
     title = TITLES.get(known.status, "Not now" if known.status in (429, 503) else "Something broke")
     response = page(view, "error.html", status=known.status, title=title, error=known)
     if known.retry_after_s is not None:
@@ -41,6 +42,8 @@ def known_error(error: Exception) -> AtlasError:
             return error
         case HTTPException(status_code=404):
             return NotFound("there is no such page")
+        case HTTPException(status_code=413):
+            return PayloadTooLarge("the form is larger than 64 KiB")
         case HTTPException(status_code=status) if status < 500:
             return BadRequest(error.detail)
     log.error("page.crashed", exc_info=error)

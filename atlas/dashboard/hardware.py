@@ -55,11 +55,12 @@ class Hardware:
     async def read(self) -> Reading:
         async with self._lock:
             if self._last is None or time.monotonic() - self._read_at_s > READING_AGE_S:
-                self._last = await asyncio.to_thread(self._read)
+                self._last = await asyncio.to_thread(self.take)
                 self._read_at_s = time.monotonic()
             return self._last
 
-    def _read(self) -> Reading:
+    def take(self) -> Reading:
+        """A reading now; takes as long as the driver does."""
         total, available = self._memory()
         return Reading(
             gpus=self._gpus(),

@@ -16,7 +16,7 @@ from litestar import Response, get, post
 from atlas.dashboard.forms import read_form
 from atlas.dashboard.keys import PLAYGROUND, models_of
 from atlas.dashboard.status import show
-from atlas.dashboard.view import SECURITY_HEADERS, HTTPRequest, View, view_of
+from atlas.dashboard.view import HEADERS, HTTPRequest, View, view_of
 
 KEY_LIFE_S = 900.0  # as long as an access token: chosen
 
@@ -42,7 +42,7 @@ async def playground_key(request: HTTPRequest) -> Response[bytes]:
     await read_form(request, view)
     key = await mint(view) if view.session else ""
     body = msgspec.json.encode(PlaygroundKey(key, KEY_LIFE_S))
-    return Response(body, media_type="application/json", headers=SECURITY_HEADERS, status_code=200)
+    return Response(body, media_type="application/json", headers=HEADERS, status_code=200)
 
 
 async def mint(view: View) -> str:

@@ -21,7 +21,7 @@ from atlas.dashboard.budget import budgets_of
 from atlas.dashboard.charts import BarChart, bar_chart, level
 from atlas.dashboard.people import Names, names_of
 from atlas.dashboard.status import show
-from atlas.dashboard.view import SECURITY_HEADERS, HTTPRequest, View, fragment, view_of
+from atlas.dashboard.view import HEADERS, HTTPRequest, View, fragment, view_of
 from atlas.errors import NotFound
 from atlas.store import Store, UsageTotal
 from atlas.types import Usage
@@ -69,7 +69,7 @@ async def panels(view: View) -> dict[str, Markup]:
     }
 
 
-@get("/usage/export.{form:str}", opt={"access": "page"})
+@get("/usage/export/{form:str}", opt={"access": "page"})
 async def export(request: HTTPRequest, form: FromPath[str]) -> Stream:
     """Every request of the range as CSV or JSON, one's own or, for admins, everyone's."""
     writers: Mapping[str, tuple[Writer, str]] = {"csv": (csv_lines, "text/csv"), "json": (json_lines, "application/json")}
@@ -81,7 +81,7 @@ async def export(request: HTTPRequest, form: FromPath[str]) -> Stream:
     names = await asyncio.to_thread(names_of, view.deps.store, view.only_owner)
     events = view.deps.store.usage.events(since=since, until=until, owner=view.only_owner)
     name = f"atlas-usage-{datetime.now(UTC):%Y-%m-%d}-{range_of(view)}d.{form}"
-    headers = {**SECURITY_HEADERS, "content-disposition": f'attachment; filename="{name}"'}
+    headers = {**HEADERS, "content-disposition": f'attachment; filename="{name}"'}
     return Stream(in_thread(write(events, names)), media_type=media_type, headers=headers)
 
 

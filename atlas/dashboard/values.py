@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Set
 from functools import cache
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from litestar import Response, get
@@ -85,15 +84,13 @@ def display(name: str, value: Any) -> str:
 
 
 def without_password(text: str) -> str:
-    """The text; in an address, what stands between user and host is masked, and so are the values of its query."""
-    if "://" not in text:
+    """The text; of an address, the password between user and host is masked, and so are the values of its query."""
+    scheme, mark, rest = text.partition("://")
+    if not mark:
         return text
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return MASK
-    login, at, host = parts.netloc.rpartition("@")
+    authority, slash, path = rest.partition("/")
+    login, at, host = authority.rpartition("@")
     user, colon, _ = login.partition(":")
-    netloc = f"{user}{colon}{MASK if colon else ''}{at}{host}"
-    query = "&".join(f"{pair.partition('=')[0]}={MASK}" for pair in parts.query.split("&") if pair)
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
+    place, question, query = f"{host}{slash}{path}".partition("?")
+    masked = "&".join(f"{pair.partition('=')[0]}={MASK}" for pair in query.split("&") if pair)
+    return f"{scheme}://{user}{colon}{MASK if colon else ''}{at}{place}{question}{masked}"

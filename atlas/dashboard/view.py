@@ -27,18 +27,8 @@ HTTPRequest = Request[Any, Any, Any]
 Theme = Literal["auto", "light", "dark"]
 THEMES: tuple[Theme, ...] = ("auto", "light", "dark")
 
-# No inline script or style anywhere, nothing from another host.
-CONTENT_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-SECURITY_HEADERS = {
-    "content-security-policy": CONTENT_POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",  # with "no-referrer" a form's Origin header would be "null"
-    "cross-origin-opener-policy": "same-origin",
-    "cache-control": "no-store",
-}
+# The gateway adds what holds for every page: a content policy without inline script and style, and the like.
+HEADERS = {"cross-origin-opener-policy": "same-origin", "cache-control": "no-store"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +123,7 @@ def view_of(request: HTTPRequest) -> View:
 def page(view: View, template: str, *, status: int = 200, cookies: list[Cookie] | None = None, **context: Any) -> Response[str]:
     """A whole page."""
     html = environment().get_template(template).render(view=view, **context)
-    return Response(html, media_type="text/html", status_code=status, headers=SECURITY_HEADERS, cookies=cookies or [])
+    return Response(html, media_type="text/html", status_code=status, headers=HEADERS, cookies=cookies or [])
 
 
 def fragment(view: View, template: str, **context: Any) -> Markup:
@@ -142,7 +132,7 @@ def fragment(view: View, template: str, **context: Any) -> Markup:
 
 
 def redirect(path: str, *, cookies: list[Cookie] | None = None) -> Response[str]:
-    return Response("", status_code=303, headers={**SECURITY_HEADERS, "location": path}, cookies=cookies or [])
+    return Response("", status_code=303, headers={**HEADERS, "location": path}, cookies=cookies or [])
 
 
 def local_path(path: str, default: str = "/") -> str:

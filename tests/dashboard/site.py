@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,11 @@ class Site:
     gateway: GatewayDeps
     dashboard: DashboardDeps
     loop: asyncio.AbstractEventLoop
+    people: list[Person] = field(default_factory=list)
 
     def anybody(self, **headers: str) -> Person:
-        return Person(self.url, **headers)
+        self.people.append(Person(self.url, **headers))
+        return self.people[-1]
 
     def owner(self) -> Person:
         """Set the server up, or sign in where that is done."""
@@ -156,13 +158,16 @@ def open_site(
         engine=lambda: engine,
         registry=ModelRegistry(folder / "models"),
         readiness=readiness,
-        settings=settings,
+        settings=lambda: settings,
         logs=RECENT,
         draining=gateway.draining,
     )
     try:
         with _serving(gateway, dashboard) as (url, loop):
-            yield Site(url, store, engine, gateway, dashboard, loop)
+            site = Site(url, store, engine, gateway, dashboard, loop)
+            yield site
+        for person in site.people:
+            person.http.close()
     finally:
         store.close()
         directory.release()
