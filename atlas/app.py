@@ -169,6 +169,11 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         store=serving.store,
         live=serving.live,
         settings=settings,
+        server=settings.server,
+        auth=settings.auth,
+        anthropic=settings.anthropic,
+        limits=settings.limits,
+        queue=settings.queue,
         draining=draining,
     )
     pages = DashboardDeps(

@@ -64,7 +64,7 @@ class RunningServer:
 
     @property
     def child(self) -> int:
-        [pid] = children(self.process.pid)
+        [pid] = [child for child in children(self.process.pid) if "python" in Path(f"/proc/{child}/comm").read_text()]
         return pid
 
     def is_ready(self) -> bool:

@@ -41,7 +41,8 @@ class Running:
     def serving_pid(self) -> int:
         """The child that holds the model."""
         pid = self.process.pid
-        [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        [child] = [child for child in children if "python" in Path(f"/proc/{child}/comm").read_text()]  # the other is Valkey
         return int(child)
 
     def post(self, path: str, body: object) -> httpx.Response:
