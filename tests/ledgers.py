@@ -58,10 +58,13 @@ class Cluster:
 
     def kill(self) -> None:
         """SIGKILL to the postmaster; its children notice and end."""
-        postmaster = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+        pid_file = self._folder / "data" / "postmaster.pid"
+        postmaster = int(pid_file.read_text().split()[0])
         os.kill(postmaster, signal.SIGKILL)
-        while Path(f"/proc/{postmaster}").exists() and "Z" not in Path(f"/proc/{postmaster}/stat").read_text().split()[2]:
+        while _is_running(postmaster):
             time.sleep(0.01)
+        pid_file.unlink()  # where nobody reaps it, its pid would seem to be alive
+        (self._folder / ".s.PGSQL.5432.lock").unlink()
 
     def remove(self) -> None:
         self.stop()
@@ -78,7 +81,14 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 check=False,
             )
-        assert done.returncode == 0, "".join(path.read_text() for path in self._folder.glob("[ol]*") if path.is_file())
+        assert done.returncode == 0, "".join(path.read_text() for path in self._folder.glob("[ol]*"))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

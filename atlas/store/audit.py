@@ -98,8 +98,9 @@ def record(connection: sa.Connection, change: Change) -> None:
 
 
 def _verify(connection: sa.Connection) -> int | None:
-    rows = connection.execute(sa.select(audit_log).order_by(audit_log.c.seq), execution_options={"yield_per": 1000}).mappings()
-    seq, previous, broken = _first_broken(rows)
+    query = sa.select(audit_log).order_by(audit_log.c.seq)
+    with connection.execute(query, execution_options={"yield_per": 1000}) as rows:
+        seq, previous, broken = _first_broken(rows.mappings())
     if broken is not None:
         return broken
     head = connection.scalar(sa.select(meta.c.value).where(meta.c.name == HEAD))

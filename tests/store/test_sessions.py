@@ -227,7 +227,7 @@ def test_forged_access_tokens_are_refused(directory: DataDirectory, store: Store
         "é.\udc80.x",
         token[:-2],
         jwt.encode(claims, key[::-1], algorithm="HS256"),
-        jwt.encode(claims, None, algorithm="none"),
+        jwt.encode(claims, "", algorithm="none"),
         jwt.encode(claims, key * 2, algorithm="HS512"),
         *(
             jwt.encode({name: value for name, value in claims.items() if name != missing}, key, algorithm="HS256")
