@@ -23,6 +23,7 @@ from atlas.gateway.portal import (
     unseen,
     whose,
 )
+from atlas.gateway.wire import ErrorReply
 from atlas.store import KeyInfo
 
 
@@ -125,7 +126,13 @@ async def delete_key(request: HTTPRequest, key_id: FromPath[str]) -> wire.Done:
     return wire.Done(message=f"key {info.id} has ended")
 
 
-WRONG_KEY = ResponseSpec(wire.KeyVerdict, generate_examples=False, description="The key is not valid; or the caller is unknown")
+VERDICTS = portal_replies(wire.KeyVerdict, tuple(status for status in STATUSES if status != 404)) | {
+    401: ResponseSpec(
+        wire.KeyVerdict | ErrorReply,  # type: ignore[arg-type]  # a union is a type to read, if not to mypy
+        generate_examples=False,
+        description="The key is not valid; or nobody known asks",
+    )
+}
 
 
 @post(
@@ -134,7 +141,7 @@ WRONG_KEY = ResponseSpec(wire.KeyVerdict, generate_examples=False, description="
     opt={"access": "known"},
     tags=["keys"],
     summary="Is this a valid key, and whose? 30 times a minute",
-    responses=portal_replies(wire.KeyVerdict, tuple(status for status in STATUSES if status != 404)),
+    responses=VERDICTS,
 )
 async def validate_key(request: HTTPRequest, data: JSONBody[wire.KeyCheck]) -> Response[wire.KeyVerdict]:
     exchange = exchange_of(request)

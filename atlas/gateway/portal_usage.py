@@ -8,11 +8,13 @@ import datetime
 import io
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 from litestar import Response, get, post
 from litestar.openapi import ResponseSpec
+from litestar.openapi.spec import OpenAPIMediaType, OpenAPIResponse, Operation, Schema
 from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Stream
 
@@ -62,12 +64,24 @@ class Span(msgspec.Struct, frozen=True):
     until: float
 
 
+@dataclass
+class TableOperation(Operation):
+    """An operation whose 200 may also be a table."""
+
+    def __post_init__(self) -> None:
+        answer = (self.responses or {}).get("200")
+        if isinstance(answer, OpenAPIResponse) and answer.content is not None:
+            for kind in ("text/csv", "application/jsonl"):
+                answer.content.setdefault(kind, OpenAPIMediaType(schema=Schema(description="Rows")))
+
+
 @get(
     "/usage",
     opt={"access": "account"},
     tags=["usage"],
     summary="What was used: totals, or sums by key, user, model, day or hour",
     responses=portal_replies(UsageReply),
+    operation_class=TableOperation,
 )
 async def usage(
     request: HTTPRequest,
@@ -103,6 +117,7 @@ async def usage(
     tags=["usage"],
     summary="Every single request, as CSV or as JSON lines",
     responses=portal_replies(Done) | {200: ResponseSpec(str, generate_examples=False, description="Rows", media_type="text/csv")},
+    operation_class=TableOperation,
 )
 async def export_usage(
     request: HTTPRequest,

@@ -8,18 +8,40 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    ignored_auth,
+    missing_required_header,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
 
 from atlas.engine import ScriptedEngine
 from atlas.gateway import create_app
-from tests.gateway.conftest import KEY, MODEL, Running, deps_of, serving
+from atlas.store import Store
+from tests.gateway.conftest import KEY, MODEL, Running, deps_of, new_store, serving
+from tests.gateway.people import People, settle, token_of
 
-HEADERS = {"authorization": f"Bearer {KEY}"}
+PROXIED = {"via": "1.1 test"}  # else /metrics takes us for a program on its own machine
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    with serving(deps_of(ScriptedEngine(["Hello world!"], model=MODEL))) as running:
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    store = new_store(tmp_path_factory.mktemp("openapi") / "data")
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="module")
+def people(ledger: Store) -> People:
+    return settle(ledger)
+
+
+@pytest.fixture(scope="module")
+def server(ledger: Store) -> Iterator[Running]:
+    with serving(deps_of(ScriptedEngine(["Hello world!"], model=MODEL), store=ledger)) as running:
         yield running
 
 
@@ -49,7 +71,20 @@ def test_no_page_that_loads_scripts_from_elsewhere_is_served(server: Running) ->
             assert http.get(path).status_code == 404
 
 
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+# Not run: negative_data_rejection and positive_data_acceptance (the schema cannot say which model is loaded, which parameters it
+# honours, or whose key it is, so a request that fits the schema may rightly be refused); ensure_resource_availability,
+# use_after_free and object_level_authorization (they follow links, which the document has none of: policy.toml and test_portal_*
+# do that work by hand); allow_header_conformance is part of test_http.
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    ignored_auth,
+    missing_required_header,
+    unsupported_method,
+]
 SCHEMA = schemathesis.openapi.from_dict(create_app(deps_of(None)).openapi_schema.to_schema())
 OPERATIONS = [(path, method) for path in SCHEMA for method in SCHEMA[path]]
 
@@ -58,8 +93,16 @@ def test_there_are_operations_to_check() -> None:
     assert len(OPERATIONS) >= 16
 
 
+@pytest.fixture(scope="module", params=["key", "member", "owner"])
+def headers(request: pytest.FixtureRequest, ledger: Store, people: People) -> dict[str, str]:
+    """Of a program with a key, and of people with access tokens."""
+    name = request.param
+    credential = KEY if name == "key" else token_of(ledger, getattr(people, name))
+    return {"Authorization": f"Bearer {credential}"} | PROXIED  # ignored_auth takes away a header of just this spelling
+
+
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_generated_requests_get_documented_answers(server: Running, path: str, method: str) -> None:
+def test_generated_requests_get_documented_answers(server: Running, headers: dict[str, str], path: str, method: str) -> None:
     """Right and wrong values of every field; the right model's name, so that requests get past it."""
 
     @settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -67,6 +110,6 @@ def test_generated_requests_get_documented_answers(server: Running, path: str, m
     def check(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
             case.body["model"] = MODEL
-        case.call_and_validate(base_url=server.url, headers=HEADERS, checks=CHECKS)
+        case.call_and_validate(base_url=server.url, headers=headers, checks=CHECKS)
 
     check()
