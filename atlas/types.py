@@ -229,7 +229,7 @@ class Capabilities(Value, frozen=True, kw_only=True):
 class EngineStats(Value, frozen=True, kw_only=True):
     """A snapshot for /metrics; counters grow for the life of the process."""
 
-    num_running: int = 0  # sequences decoding or prefilling
+    num_running: int = 0  # sequences decoding, prefilling or parked
     num_waiting: int = 0  # candidates queued
     cells_used: int = 0  # KV cells held, cached prefixes included
     cells_live: int = 0  # KV cells held by running sequences

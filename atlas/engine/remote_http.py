@@ -37,7 +37,7 @@ class Peer:
     def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
         self.url = url.rstrip("/")
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=timeout_s)
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT_S, sock_read=timeout_s)
 
     async def send(self, path: str, body: object = None) -> aiohttp.ClientResponse:
         """POST a body as JSON, or GET without one; return once the peer has accepted it, its reply still unread.
@@ -50,7 +50,8 @@ class Peer:
             response = await self._request(path, content)
             if 200 <= response.status < 300:
                 return response
-            reply = await response.read()
+            async with response:
+                reply = await response.read()
         except aiohttp.ClientError as error:
             raise self.broken(error) from error
         raise wire.failure(self.url, response.status, reply, retry_after=response.headers.get("retry-after"))
@@ -63,7 +64,8 @@ class Peer:
             raise self.broken(error) from error
 
     async def fetch(self, path: str, body: object = None) -> bytes:
-        return await self.read(await self.send(path, body))
+        async with await self.send(path, body) as response:
+            return await self.read(response)
 
     def events(self, response: aiohttp.ClientResponse) -> EventStream:
         return EventStream(self, response)

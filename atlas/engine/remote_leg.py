@@ -146,11 +146,12 @@ class Leg:
         """The reply has ended, or nothing more of it is wanted."""
         usage = self._usage or wire.Usage()
         group = self._group
-        group.prompt_tokens = usage.prompt_tokens
-        group.cached_tokens = (usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens) or 0
+        cached_tokens = (usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens) or 0
+        group.prompt_tokens = usage.prompt_tokens or group.prompt_tokens  # a connection that was cut brings none
+        group.cached_tokens = cached_tokens or group.cached_tokens
         counted = sum(candidate.num_tokens for candidate in self._candidates)
-        totals["prompt_tokens"] += group.prompt_tokens
-        totals["cached_tokens"] += group.cached_tokens
+        totals["prompt_tokens"] += usage.prompt_tokens
+        totals["cached_tokens"] += cached_tokens
         totals["generated_tokens"] += usage.completion_tokens or counted
         if usage.completion_tokens and len(self._candidates) > 1:  # with one, its Generation has the peer's count
             group.uncounted_tokens += usage.completion_tokens - counted

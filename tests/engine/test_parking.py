@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
@@ -121,6 +122,45 @@ async def test_slices_under_load_lose_no_token() -> None:
         asked = [ask(f"{i} slices", allowance_tokens=3) for i in range(12)]
         generations = await asyncio.gather(*(in_slices(engine, prompt, size=3) for prompt in asked))
         assert {(generation.finish_reason, generation.num_tokens) for generation in generations} == {("length", 40)}
+        await settled(engine)
+
+
+async def whims(group: Group, rng: random.Random) -> None:
+    """What a capricious reader may do to a group, until it is done."""
+    allowed = group.allowance_tokens or 0
+    while not group.is_done:
+        whim = rng.random()
+        if whim < 0.05:
+            group.cancel([rng.randrange(group.num_candidates)])
+        elif whim < 0.1:
+            group.end()
+        else:
+            allowed += rng.randrange(6)
+            group.allow(None if whim > 0.97 else allowed)
+        await asyncio.sleep(rng.random() * 0.01)
+
+
+async def test_whatever_is_done_to_them_groups_end_and_cells_come_back() -> None:
+    rng = random.Random(5)
+    async with running(ggufs.tiny_random(), context_tokens=512, max_sequences=4, cached_sequences=3) as engine:
+        groups = []
+        for i in range(60):
+            prompt = Prompt(
+                text="w" * rng.randrange(1, 150) + str(i),
+                n=rng.randrange(1, 4),
+                max_tokens=60,
+                allowance_tokens=rng.randrange(8),
+                deadline_s=rng.choice([None, None, 0.3]),
+                priority=rng.randrange(3),
+            )
+            groups.append(await engine.submit(prompt))
+        await asyncio.wait_for(asyncio.gather(*(whims(group, rng) for group in groups)), 120)
+        for group in groups:
+            generations = await group.all()
+            assert len(generations) == group.num_candidates
+            assert group.completion_tokens == sum(generation.num_tokens for generation in generations)
+            if group.is_ended and group.allowance_tokens is not None:
+                assert group.num_generated <= group.allowance_tokens
         await settled(engine)
 
 

@@ -87,6 +87,17 @@ async def test_giving_up_while_the_peer_still_thinks_closes_the_connection() -> 
         await engine.close()
 
 
+async def test_giving_up_on_a_half_told_refusal_closes_the_connection() -> None:
+    slow: list[bytes | float] = [b"{", 30.0]
+    async with running(chat__completions=(500, slow), embeddings=(200, slow)) as peer:
+        engine = RemoteEngine(peer.url, model="m")
+        for attempt in (engine.submit(ask()), engine.embed(["x"])):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(attempt, 0.2)
+        await until(lambda: peer.num_hung_up == 2)
+        await engine.close()
+
+
 async def test_closing_aborts_what_runs() -> None:
     async with running(chat__completions=(200, SLOW)) as peer:
         engine = RemoteEngine(peer.url, model="m")
