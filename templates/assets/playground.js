@@ -2,6 +2,7 @@
 "use strict";
 
 (() => {
+  document.querySelector("[data-without-script]").remove();
   const form = document.querySelector("[data-playground]");
   const csrf = document.querySelector("meta[name=csrf-token]").content;
   const send = form.querySelector("[data-send]");

@@ -98,6 +98,11 @@ def places(site: Site) -> dict[str, str]:
 DOORS = {"signin": "/signin", "setup": "/setup?token=none", "register": "/register?token=none", "reset": "/reset?token=none"}
 
 
+def open_everything(page: Page) -> None:
+    """Unfold what is folded, as somebody would who reads all of it; of snippets the browser keeps one open."""
+    page.evaluate("document.querySelectorAll('main details').forEach(item => { item.open = true; })")
+
+
 def take(page: Page, name: str, folder: Path, png: Path | None) -> None:
     """One picture of the whole page, down to `TALLEST`."""
     width = page.viewport_size["width"] if page.viewport_size else 1280
