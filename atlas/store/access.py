@@ -16,9 +16,10 @@ import sqlalchemy as sa
 
 from atlas.errors import NotFound, Unauthorized
 from atlas.settings import AuthSettings
-from atlas.store.accounts import Account, Accounts
+from atlas.store.accounts import Accounts
 from atlas.store.ledger import Ledger
 from atlas.store.onetime import new_token, token_digest
+from atlas.store.people import Account
 from atlas.store.rules import clipped
 from atlas.store.tables import refresh_tokens as table
 from atlas.types import User

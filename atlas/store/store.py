@@ -5,27 +5,25 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import sqlalchemy as sa
 
 from atlas.errors import LedgerUnavailable, OperatorError, SettingsError
 from atlas.settings import AuthSettings, LedgerSettings, LimitSettings, Settings
-from atlas.store import rules
 from atlas.store.access import SIGNING_KEY_BYTES, AccessTokens
 from atlas.store.accounts import Accounts
 from atlas.store.audit import AuditLog
 from atlas.store.database import Database, SQLite
 from atlas.store.directory import DataDirectory
 from atlas.store.keyring import Keys
-from atlas.store.keys import PRESET_MIN_CHARS, KeyInfo, MintedKey
+from atlas.store.keys import PRESET_MIN_CHARS
 from atlas.store.ledger import CHECK_TIMEOUT_S, RETRY_AFTER_S, Ledger
 from atlas.store.postgres import Postgres
 from atlas.store.sessions import Sessions
 from atlas.store.tables import meta
 from atlas.store.usage import UsageBook
-from atlas.types import Principal
 
 PEPPER_BYTES = 32
 DEFAULTS = Settings()
@@ -77,20 +75,6 @@ class Store:
     def close(self) -> None:
         """Finish pending writes and close the ledger."""
         self._ledger.close()
-
-    # For callers that know keys only.
-
-    def mint(self, name: str, *, scopes: Sequence[str] = rules.DEFAULT_SCOPES, expires_at: float | None = None) -> MintedKey:
-        return self.keys.mint(name, scopes=scopes, expires_at=expires_at)
-
-    def revoke(self, key_id: str) -> KeyInfo:
-        return self.keys.revoke(key_id)
-
-    def list(self) -> list[KeyInfo]:
-        return self.keys.list()
-
-    def verify(self, token: str) -> Principal:
-        return self.keys.verify(token)
 
 
 def open_store(
