@@ -50,7 +50,7 @@ def test_every_setting_is_read_by_some_code(section: str, name: str) -> None:
     sources = [path for path in (ROOT / "atlas").rglob("*.py") if path.name != "settings.py"]
     if (section, name) == ("", "data_dir"):
         sources = [ROOT / "atlas" / "settings.py"]
-    pattern = re.compile(rf"\b(?:{section or 'settings'}|settings|server|remote|auth|self\._settings)\.{name}\b")
+    pattern = re.compile(rf"\b(?:{section or 'settings'}|settings|server|remote|auth|self\._settings|self\._auth)\.{name}\b")
     assert any(pattern.search(path.read_text()) for path in sources), f"[{section}] {name} is read nowhere"
 
 
