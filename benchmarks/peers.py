@@ -73,7 +73,7 @@ def llama_server(model: Path, *, threads: int, cells: int, slots: int) -> Iterat
     port = free_port()
     command = [
         str(llama_server_binary()), "-m", str(model), "--host", "127.0.0.1", "--port", str(port), "-np", str(slots),
-        "--kv-unified", "-c", str(cells), "-t", str(threads), "-tb", str(threads), "-ub", "512",
+        "--kv-unified", "-c", str(cells), "-t", str(threads), "-tb", str(threads), "-ub", "512", "-fa", "on",
         "--api-key", KEY, "--log-disable",
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -88,7 +88,8 @@ def llama_server(model: Path, *, threads: int, cells: int, slots: int) -> Iterat
 @contextmanager
 def atlas(model: Path, home: Path, *, threads: int, cells: int, **environ: str) -> Iterator[Peer]:
     """`atlas serve`, as a user starts it."""
-    settings = {"ATLAS_API_KEY": KEY, "ATLAS_ENGINE_THREADS": str(threads), "ATLAS_ENGINE_CONTEXT_TOKENS": str(cells), **environ}
+    settings = {"ATLAS_API_KEY": KEY, "ATLAS_ENGINE_THREADS": str(threads), "ATLAS_ENGINE_CONTEXT_TOKENS": str(cells)}
+    settings |= {"ATLAS_ENGINE_FLASH_ATTENTION": "on", **environ}  # as the peer's; by itself ATLAS leaves it off on a CPU
     command = [sys.executable, "-m", "atlas", "serve", "--model", str(model), "--port", "0", "--data-dir", str(home)]
     stderr = (home.parent / f"{home.name}.stderr").open("wb")
     with (
