@@ -11,7 +11,7 @@ from typing import Any
 import click
 import httpx
 
-from atlas.cli.client import TIMEOUT, check, events, find_key, find_server, headers, talking
+from atlas.cli.client import TIMEOUT, Server, check, events, find_key, find_server, headers, talking
 from atlas.cli.options import find_directory, json_option, read_settings, settings_options
 from atlas.errors import OperatorError
 
@@ -55,7 +55,7 @@ def ask(
         "stream_options": {"include_usage": True},
     }
     given = {name: value for name, value in body.items() if value is not None}
-    chunks = stream(f"{server.url}/v1/chat/completions", given, find_key(directory, server))
+    chunks = stream(server, given, find_key(directory, server))
     answer = collect(chunks, is_shown=not as_json)
     if as_json:
         print(json.dumps(answer))
@@ -76,9 +76,11 @@ def read_question(words: tuple[str, ...]) -> str:
     return question
 
 
-def stream(url: str, body: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
+def stream(server: Server, body: dict[str, Any], key: str) -> Iterator[dict[str, Any]]:
     """Chunks of a chat completion."""
-    with talking(url), httpx.stream("POST", url, json=body, headers=headers(key), timeout=TIMEOUT) as response:
+    url = f"{server.url}/v1/chat/completions"
+    request = httpx.stream("POST", url, json=body, headers=headers(key), timeout=TIMEOUT, verify=server.verify)
+    with talking(url), request as response:
         check(response)
         yield from events(response)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -20,11 +21,22 @@ TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # an answer may take minutes to beg
 
 
 class Server(NamedTuple):
-    """A running server: `url` without /v1, and the loaded model (None while it loads)."""
+    """A running server: `url` without /v1, and the loaded model (None while it loads).
+
+    Attributes:
+        is_open: auth.mode = "off".
+        ca: PEM file of the server's own certificate authority; None where the system's are the ones to ask.
+    """
 
     url: str
     model: str | None
-    is_open: bool  # auth.mode = "off"
+    is_open: bool
+    ca: str | None = None
+
+    @property
+    def verify(self) -> ssl.SSLContext | bool:
+        """What httpx is to trust."""
+        return ssl.create_default_context(cafile=self.ca) if self.ca else True
 
 
 def find_server(directory: DataDirectory) -> Server:
@@ -39,7 +51,13 @@ def find_server(directory: DataDirectory) -> Server:
         raise OperatorError(f"no server runs on {directory.path}; start one with `atlas serve`") from None
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(status["host"], status["host"])  # noqa: S104 - compared, not bound
     name = f"[{host}]" if ":" in host else host
-    return Server(url=f"http://{name}:{status['port']}", model=status["model"], is_open=status["auth"] == "off")
+    scheme = status["url"].partition(":")[0]
+    return Server(
+        url=f"{scheme}://{name}:{status['port']}",
+        model=status["model"],
+        is_open=status["auth"] == "off",
+        ca=status["tls_ca"] or None,
+    )
 
 
 def find_key(directory: DataDirectory, server: Server) -> str:

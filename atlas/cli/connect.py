@@ -95,7 +95,7 @@ def context_of(server: Server, key: str, model: str) -> int:
     """The model's context in tokens, 0 if the server does not know it."""
     url = f"{server.url}/v1/models/{model}"
     with talking(url):
-        reply = httpx.get(url, headers=headers(key), timeout=TIMEOUT)
+        reply = httpx.get(url, headers=headers(key), timeout=TIMEOUT, verify=server.verify)
     check(reply)
     return int(reply.json().get("context_length") or 0)
 
@@ -109,7 +109,7 @@ def round_trip(server: Server, client: Client, key: str, model: str) -> float:
     url = server.url + client.route
     start_s = time.monotonic()
     with talking(url):
-        reply = httpx.post(url, json=_question(client.route, model), headers=headers(key), timeout=TIMEOUT)
+        reply = httpx.post(url, json=_question(client.route, model), headers=headers(key), timeout=TIMEOUT, verify=server.verify)
     check(reply)
     return time.monotonic() - start_s
 

@@ -56,7 +56,7 @@ class RunningServer:
         assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], START_TIMEOUT_S)
         self.ready_line = self.process.stdout.readline() if readable else ""
-        match = re.fullmatch(r"ATLAS ready on (http://\S+:\d+)\n", self.ready_line)
+        match = re.fullmatch(r"ATLAS ready on (https?://\S+:\d+)\n", self.ready_line)
         assert match, f"{self.ready_line!r}: {self.stderr.read_text()}"
         self.url = match[1]
         found = re.search(r"sk-llm-\w+", self.stderr.read_text())
