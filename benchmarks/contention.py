@@ -29,7 +29,7 @@ import uvicorn
 from atlas.engine import load_engine
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.settings import AuthSettings, EngineSettings
-from atlas.types import Principal
+from atlas.store import DataDirectory, open_store
 from benchmarks.engine import CELLS, models, write
 from benchmarks.peers import free_port
 
@@ -48,9 +48,6 @@ class OneModel:
 
     def info(self, model_id: str) -> ModelInfo:
         return ModelInfo(id=model_id)
-
-    async def verify(self, _token: str) -> Principal:
-        return Principal(key_id="benchmark", name="benchmark", owner="benchmark")
 
 
 class Busy:
@@ -75,14 +72,21 @@ async def serve(path: str, port: int, threads: int) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings = EngineSettings(threads=threads, context_tokens=CELLS)
     engine = await load_engine(Path(path), model_id="model", settings=settings)
-    one, busy = OneModel(), Busy()
+    busy = Busy()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGUSR1, lambda: busy.set(on=True))
     loop.add_signal_handler(signal.SIGUSR2, lambda: busy.set(on=False))
-    deps = GatewayDeps(
-        engine=lambda: engine, models=one, keys=one, readiness=lambda: Readiness(status="ready"), auth=AuthSettings(mode="off")
-    )
-    await uvicorn.Server(uvicorn.Config(create_app(deps), port=port, log_config=None, access_log=False)).serve()
+    with tempfile.TemporaryDirectory() as folder:
+        directory = DataDirectory(Path(folder) / "home").create()
+        directory.hold()
+        deps = GatewayDeps(
+            engine=lambda: engine,
+            models=OneModel(),
+            store=open_store(directory),
+            readiness=lambda: Readiness(status="ready"),
+            auth=AuthSettings(mode="off"),
+        )
+        await uvicorn.Server(uvicorn.Config(create_app(deps), port=port, log_config=None, access_log=False)).serve()
 
 
 async def gaps_ms(url: str, *, max_tokens: int) -> list[float]:
