@@ -28,6 +28,8 @@ _HINTS = (
 )  # in lower case: without one of these there is no secret; cheaper than the pattern
 _SECRET_NAMES = re.compile(r"(?i)^(.*_)?(password|passwd|secret|token|api_?key|authorization|cookie|csrf|pepper|invitation)$")
 REDACTED = "[redacted]"
+_PLAIN = (int, float)  # a union in their place would be made anew on each call
+_LISTS = (list, tuple)
 MAX_RECENT = 2000  # lines kept for the Logs page
 MAX_VALUE_CHARS = 4000  # of one value of a kept line: a long traceback is cut
 TICK_INTERVAL_S = 0.5  # a reader of the kept lines hears of new ones this often
@@ -99,7 +101,23 @@ def configure_logging(level: str, *, form: str = "auto") -> None:
 
 def redact(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Replace secrets by name and by shape, in nested values too."""
+    if _is_harmless(event):
+        return event
     return {name: _redact(name, value) for name, value in event.items()}
+
+
+def _is_harmless(event: structlog.typing.EventDict) -> bool:
+    """Nearly every event: flat, without a secret's name, and without a hint of one in its texts taken together."""
+    texts = []
+    for name, value in event.items():
+        if _is_secret(name):
+            return False
+        if isinstance(value, str):
+            texts.append(value)
+        elif value is not None and not isinstance(value, _PLAIN):
+            return False
+    text = "\n".join(texts).lower()
+    return not any(hint in text for hint in _HINTS)
 
 
 def _redact(name: str, value: Any) -> Any:  # a log value is anything
@@ -108,13 +126,13 @@ def _redact(name: str, value: Any) -> Any:  # a log value is anything
             return REDACTED
         lower = value.lower()
         return _SECRET.sub(REDACTED, value) if any(hint in lower for hint in _HINTS) else value
-    if isinstance(value, int | float | None):
+    if value is None or isinstance(value, _PLAIN):
         return value
     if isinstance(value, bytes) and _is_secret(name):
         return REDACTED
     if isinstance(value, Mapping):
         return {key: _redact(str(key), item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, _LISTS):
         return [_redact(name, item) for item in value]
     return value
 

@@ -223,13 +223,6 @@ class Exchange:
                 headers.append((b"x-atlas-request-id", self.usage_id.encode()))
         return headers
 
-    def count_tokens(self) -> dict[str, int]:
-        """Tokens by type."""
-        usage = self.metered.activity().usage if self.metered else None
-        if usage is None:
-            return {"prompt": 0, "cached": 0, "completion": 0}
-        return {"prompt": usage.prompt_tokens, "cached": usage.cached_tokens, "completion": usage.completion_tokens}
-
     def line(self) -> dict[str, Any]:
         """What the log says about the exchange: sizes, times and outcome, never a text or a secret."""
         path = self.path[:200]
@@ -240,7 +233,7 @@ class Exchange:
         if self.model:
             line["model"] = self.model
         if self.metered:
-            line |= _usage_line(self.metered.activity().usage)
+            line |= _usage_line(self.metered.usage)
         return line
 
 

@@ -194,9 +194,14 @@ class MeteredRequest:
             else:
                 group.allow(allowance)
 
+    @property
+    def usage(self) -> Usage:
+        """As it is settled, or as it stands now."""
+        return self._final or self._usage("queued" if self.is_queued else "running", "")
+
     def activity(self) -> Activity:
         return Activity(
-            usage=self._final or self._usage("queued" if self.is_queued else "running", ""),
+            usage=self.usage,
             username=self.principal.username,
             key_name=self.principal.name if self.principal.key_id else "",
             queue_position=self.queue_position,

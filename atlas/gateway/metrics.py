@@ -59,7 +59,7 @@ class Metrics:
         if exchange.model:
             self.wall(exchange.model, exchange.outcome).observe(wall_s)
         if exchange.metered is not None:
-            self._observe_usage(exchange.metered.activity().usage, exchange.generations)
+            self._observe_usage(exchange.metered.usage, exchange.generations)
 
     def _observe_usage(self, usage: Usage, generations: Sequence[Generation]) -> None:
         model = usage.model
