@@ -138,5 +138,6 @@ def test_entries_of_many_threads_make_one_chain(reopen: OpenStore) -> None:
     store = reopen()
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(lambda index: note(store, str(index)), range(100)))
-    assert reopen().audit.verify() is None
-    assert [entry.seq for entry in store.audit.entries(200)] == list(range(100, 0, -1))
+    again = reopen()
+    assert again.audit.verify() is None
+    assert [entry.seq for entry in again.audit.entries(200)] == list(range(100, 0, -1))
