@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 from urllib.parse import urlencode
@@ -13,11 +14,11 @@ from markupsafe import Markup
 
 from atlas.dashboard.forms import read_form
 from atlas.dashboard.overview import is_visible
-from atlas.dashboard.people import Names, names_of
+from atlas.dashboard.people import PLAYGROUND, Names, names_of
 from atlas.dashboard.status import show
 from atlas.dashboard.view import HTTPRequest, View, fragment, page, redirect, view_of
 from atlas.errors import NotFound
-from atlas.store import Store
+from atlas.store import Change, Store
 from atlas.types import Activity, RequestState, Usage
 
 PAGE_ROWS = 50
@@ -58,6 +59,7 @@ async def activity(request: HTTPRequest) -> Response[str]:
         panels=render(view, shown),
         shown=shown,
         filters=filters,
+        key_options=[("", "all"), *((key, name) for key, name in shown.names.keys.items() if name != PLAYGROUND)],
         model_options=[("", "all"), *((model, model) for model in models)],
         state_options=[("", "all"), *((state, state) for state in STATES)],
     )
@@ -97,7 +99,11 @@ async def abort(request: HTTPRequest, request_id: FromPath[str]) -> Response[str
     view = view_of(request)
     await read_form(request, view)
     found = await find(view, request_id)
-    view.deps.traffic.abort(found.usage.request_id, actor=view.actor)
+    if view.deps.traffic.abort(found.usage.request_id, actor=view.actor):
+        aborted = Change(
+            at=time.time(), actor=view.actor, action="request.aborted", object=found.usage.request_id, source=view.source
+        )
+        await asyncio.to_thread(view.deps.store.audit.note, aborted)
     return redirect(f"/activity/{found.usage.request_id}")
 
 

@@ -11,7 +11,7 @@ from litestar.params import FromPath
 
 from atlas.dashboard.forms import DAY_S, LIFETIMES_S, Form, limit_values, read_form
 from atlas.dashboard.messages import done
-from atlas.dashboard.people import names_of
+from atlas.dashboard.people import PLAYGROUND, names_of
 from atlas.dashboard.snippets import snippets
 from atlas.dashboard.status import show
 from atlas.dashboard.view import HTTPRequest, View, redirect, view_of
@@ -32,7 +32,6 @@ SCOPES = {
 USUAL_SCOPES = ("chat", "embeddings", "read")
 ADMIN_SCOPES = ("admin", "worker")
 GRACES_S = {"0": 0.0, "5min": 300.0, "1h": 3600.0, "1d": DAY_S}
-PLAYGROUND = "playground"
 
 
 class Wanted(NamedTuple):

@@ -63,7 +63,7 @@ async def panels(view: View) -> dict[str, Markup]:
             stats=engine.stats() if engine else None,
             sparks=sparks_of(recent[:SPARK_REQUESTS]),
         ),
-        "budget": fragment(view, "parts/budget.html", budgets=budgets) if budgets else Markup(""),
+        "budget": fragment(view, "parts/budget.html", budgets=budgets) if budgets != () else Markup(""),
         "machine": fragment(view, "parts/machine.html", reading=reading),
         "trend": fragment(view, "parts/trend.html", work=work),
         "latest": fragment(view, "parts/latest.html", work=work, activities=(running + recent)[:LATEST]),

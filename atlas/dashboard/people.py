@@ -8,6 +8,8 @@ from typing import NamedTuple
 from atlas.store import Store
 from atlas.types import User
 
+PLAYGROUND = "playground"  # name of the short-lived keys the playground makes
+
 
 class Names(NamedTuple):
     users: Mapping[str, str]

@@ -14,7 +14,8 @@ import msgspec
 from litestar import Response, get, post
 
 from atlas.dashboard.forms import read_form
-from atlas.dashboard.keys import PLAYGROUND, models_of
+from atlas.dashboard.keys import models_of
+from atlas.dashboard.people import PLAYGROUND
 from atlas.dashboard.status import show
 from atlas.dashboard.view import HEADERS, HTTPRequest, View, view_of
 

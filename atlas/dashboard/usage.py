@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from atlas.dashboard.budget import budgets_of
 from atlas.dashboard.charts import BarChart, bar_chart, level
-from atlas.dashboard.people import Names, names_of
+from atlas.dashboard.people import PLAYGROUND, Names, names_of
 from atlas.dashboard.status import show
 from atlas.dashboard.view import HEADERS, HTTPRequest, View, fragment, view_of
 from atlas.errors import NotFound
@@ -129,6 +129,7 @@ def report_of(store: Store, owner: str | None, *, days: int, now: float | None =
     def totals(group: Group) -> list[UsageTotal]:
         return list(store.usage.totals(since=since, until=until, group=group, owner=owner))
 
+    names = names_of(store, owner)
     by_day = {row.group: row for row in totals("day")}
     first = datetime.fromtimestamp(since, UTC).date()
     dates = [first + timedelta(days=step) for step in range(days)]
@@ -138,10 +139,10 @@ def report_of(store: Store, owner: str | None, *, days: int, now: float | None =
         total=add_up(list(by_day.values())),
         days=bar_chart([(label, (row.prompt_tokens, row.completion_tokens) if row else (0, 0)) for label, row in rows]),
         by_user=largest(totals("user")),
-        by_key=largest(totals("key")),
+        by_key=largest(merged(totals("key"), names)),
         by_model=largest(totals("model")),
         heat=heat_map(totals("hour")),
-        names=names_of(store, owner),
+        names=names,
     )
 
 
@@ -159,6 +160,14 @@ def span(days: int, *, now: float | None = None) -> tuple[float, float]:
 
 def largest(rows: Sequence[UsageTotal]) -> list[UsageTotal]:
     return sorted(rows, key=lambda row: -(row.prompt_tokens + row.completion_tokens))
+
+
+def merged(rows: Sequence[UsageTotal], names: Names) -> list[UsageTotal]:
+    """One row for all keys of the playground: each lives a quarter of an hour."""
+    short = [row for row in rows if names.keys.get(row.group) == PLAYGROUND]
+    rest = [row for row in rows if names.keys.get(row.group) != PLAYGROUND]
+    total = add_up(short)
+    return [*rest, msgspec.structs.replace(total, group=short[0].group)] if total else rest
 
 
 def add_up(rows: Sequence[UsageTotal]) -> UsageTotal | None:

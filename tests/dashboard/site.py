@@ -25,7 +25,7 @@ from atlas.engine import ModelRegistry, ScriptedEngine
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.log import RECENT
 from atlas.settings import AuthSettings, RedisSettings, Settings
-from atlas.store import DataDirectory, MintedKey, Store, open_store
+from atlas.store import DataDirectory, Live, MintedKey, Store, open_store
 from atlas.types import Limits, RequestState, Usage, User, UserRole
 
 MODEL = "scripted"
@@ -131,6 +131,7 @@ def open_site(
     replies: Sequence[str] = ("Hello there, this is the model.",),
     delay_s: float = 0.0,
     settings: Settings | None = None,
+    live: Live | None = None,
 ) -> Iterator[Site]:
     """The real store, gateway and dashboard; the engine is scripted."""
     settings = settings or Settings()
@@ -142,6 +143,7 @@ def open_site(
         engine=lambda: engine,
         models=OneModel(),
         store=store,
+        live=live,
         readiness=lambda: Readiness(status="ready"),
         settings=settings,
         auth=settings.auth,

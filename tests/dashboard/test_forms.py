@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from html import unescape
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,7 +13,10 @@ from litestar.handlers import HTTPRouteHandler
 from openai import AuthenticationError
 
 from atlas.dashboard.routes import HANDLERS
-from tests.dashboard.site import PASSWORD, Person, Site
+from atlas.settings import AuthSettings, Settings
+from atlas.store import open_live
+from atlas.types import Limits
+from tests.dashboard.site import PASSWORD, Person, Site, open_site
 
 EVIL = "<script>alert(1)</script>"
 SHOWN_KEY = re.compile(r'<pre id="new-key"[^>]*><code>(sk-llm-\w+)</code>')
@@ -352,3 +356,25 @@ def shown(reply: httpx.Response, pattern: re.Pattern[str]) -> str:
     assert found, reply.text
     assert reply.headers["cache-control"] == "no-store"
     return unescape(found[1])
+
+
+def test_where_nobody_signs_in_everyone_here_is_the_owner(tmp_path: Path) -> None:
+    """`auth.mode = "off"`: loopback only; forms still need the token of a page of ours."""
+    with open_site(tmp_path, settings=Settings(auth=AuthSettings(mode="off"))) as site:
+        person = site.anybody()
+        for path in ("/", "/activity", "/usage", "/models", "/playground", "/keys", "/users", "/logs", "/audit", "/profile"):
+            assert person.get(path).status_code == 200, path
+        assert person.http.post("/keys", data={"name": "x", "scopes": "chat"}).status_code == 403
+        assert shown(person.send("/keys", name="x", scopes="chat"), SHOWN_KEY).startswith("sk-llm-")
+        assert playground_key(person) == ""
+
+
+def test_budgets_that_cannot_be_read_do_not_take_the_page_with_them(tmp_path: Path) -> None:
+    with open_site(tmp_path, live=open_live(f"unix://{tmp_path}/none.sock")) as site:
+        owner = site.owner()
+        me = site.store.accounts.owner().id
+        site.store.accounts.update(me, actor=me, limits=Limits(tokens_per_day=1000))
+        for path in ("/", "/usage"):
+            html = owner.get(path).text
+            assert "Redis does not answer" in html
+        assert "Overview" in owner.get("/").text
