@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from litestar import route
 from litestar.params import FromPath
+from litestar.types import Method
 
 from atlas.errors import NotFound
 from atlas.gateway.exchange import HTTPRequest, exchange_of
 
-METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+METHODS: tuple[Method, ...] = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 # llama-server's own paths, and what to use instead
 INSTEAD = {

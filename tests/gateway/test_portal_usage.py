@@ -147,6 +147,8 @@ def test_running_requests_are_seen_and_ended_by_their_owner_and_by_admins(server
         thread.join(timeout=30)
     assert [reply.status_code for reply in replies] == [403, 403]
     assert replies[0].json()["error"]["code"] == "request_aborted"
+    aborted = [entry.actor for entry in store.audit.entries() if entry.action == "request.aborted"]
+    assert aborted == [people.admin.id, people.member.id]
 
 
 def test_without_limits_there_is_no_budget(server: Running, store: Store, people: People) -> None:
