@@ -109,7 +109,7 @@ def create_app(deps: GatewayDeps, extra_routes: Sequence[ControllerRouterHandler
         yield
         for task in tasks:
             task.cancel()
-        await boundary.meter.books.close()
+        await boundary.close()
 
     app = Litestar(
         [*ROUTES, HTTPRouter("/api", route_handlers=PORTAL, request_max_body_size=BODY_LIMIT_BYTES), *extra_routes],

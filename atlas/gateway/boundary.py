@@ -13,6 +13,7 @@ from atlas.gateway.exchange import Exchange
 from atlas.gateway.headers import guarded_headers
 from atlas.gateway.meter import Meter
 from atlas.gateway.metrics import Metrics
+from atlas.gateway.telemetry import open_telemetry
 
 log = structlog.get_logger("atlas.gateway")
 
@@ -27,6 +28,7 @@ class Boundary:
         self.deps = deps
         self.meter = Meter(deps)
         self.metrics = Metrics(deps, self.meter)
+        self.telemetry = open_telemetry(deps.settings.telemetry.otlp_url)
         self.open: set[Exchange] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,8 +48,18 @@ class Boundary:
         self.open.discard(exchange)
         await exchange.close()
         self.metrics.observe(exchange, route=route, wall_s=exchange.wall_s)
+        if self.telemetry is not None and (usage := exchange.usage) is not None:
+            self.telemetry.record(
+                usage, request_id=exchange.request_id, status=exchange.status, traceparent=exchange.header(b"traceparent")
+            )
         if exchange.path not in QUIET_PATHS:
             log.info("request.answered", **exchange.line())
+
+    async def close(self) -> None:
+        """No request will come any more: finish what is still to be written and sent."""
+        await self.meter.books.close()
+        if self.telemetry is not None:
+            await asyncio.to_thread(self.telemetry.close)
 
     async def cut_after_drain(self) -> None:
         """Once the server drains, give open answers their time, then end them."""

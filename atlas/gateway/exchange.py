@@ -69,6 +69,10 @@ class Exchange:
     def is_secure(self) -> bool:
         return self.client.is_secure
 
+    def header(self, name: bytes) -> str:
+        """The first of this name, in lower case; empty if there is none."""
+        return next((value.decode("latin-1") for found, value in self._raw_headers if found == name), "")
+
     @property
     def owner(self) -> str:
         return self.principal.owner if self.principal else ""
@@ -77,6 +81,11 @@ class Exchange:
     def groups(self) -> list[Group]:
         """What the engine makes for this exchange; all of it is cancelled when the exchange ends."""
         return self.metered.groups if self.metered else []
+
+    @property
+    def usage(self) -> Usage | None:
+        """What is charged, as it is settled or stands now; None if nothing was admitted."""
+        return self.metered.usage if self.metered and self.metered.charge.is_reserved else None
 
     @property
     def generations(self) -> list[Generation]:
@@ -145,7 +154,7 @@ class Exchange:
             route=self.route,
             model=self.model,
             is_streamed=is_streamed,
-            priority=max(by_default, asked_priority(self._raw_headers)),
+            priority=max(by_default, asked_priority(self.header(b"x-atlas-priority"))),
         )
         return self.metered
 
@@ -185,7 +194,7 @@ class Exchange:
             with contextlib.suppress(AtlasError):  # the ledger's; the row is written when it can be
                 await self.settle()
             metered.forget()
-        if self.principal is not None and self.route in PRIORITIES and not (metered and metered.charge.is_reserved):
+        if self.principal is not None and self.route in PRIORITIES and self.usage is None:
             self.deps.traffic.refuse(self._refused(self.principal))
 
     def _refused(self, principal: Principal) -> Activity:
@@ -232,8 +241,8 @@ class Exchange:
             line |= {"owner": self.principal.owner, "key_id": self.principal.key_id}
         if self.model:
             line["model"] = self.model
-        if self.metered:
-            line |= _usage_line(self.metered.usage)
+        if (usage := self.usage) is not None:
+            line |= _usage_line(usage)
         return line
 
 
@@ -258,18 +267,15 @@ def exchange_of(request: HTTPRequest) -> Exchange:
     return found
 
 
-def asked_priority(headers: Iterable[RawHeader]) -> int:
+def asked_priority(text: str) -> int:
     """From x-atlas-priority: p0, p1 or p2. Nobody can raise their priority, so 0, the highest, asks for nothing.
 
     Raises:
         BadRequest: it is none of these.
     """
-    for name, value in headers:
-        if name == b"x-atlas-priority":
-            if value not in (b"p0", b"p1", b"p2"):
-                raise BadRequest("x-atlas-priority: must be p0, p1 or p2", param="x-atlas-priority")
-            return value[1] - ord("0")
-    return 0
+    if text not in ("", "p0", "p1", "p2"):
+        raise BadRequest("x-atlas-priority: must be p0, p1 or p2", param="x-atlas-priority")
+    return int(text[1:] or 0)
 
 
 def _request_ids(headers: Iterable[RawHeader]) -> tuple[str, str]:

@@ -58,8 +58,8 @@ class Metrics:
             self.rejections(exchange.outcome).inc()
         if exchange.model:
             self.wall(exchange.model, exchange.outcome).observe(wall_s)
-        if exchange.metered is not None:
-            self._observe_usage(exchange.metered.usage, exchange.generations)
+        if (usage := exchange.usage) is not None:
+            self._observe_usage(usage, exchange.generations)
 
     def _observe_usage(self, usage: Usage, generations: Sequence[Generation]) -> None:
         model = usage.model

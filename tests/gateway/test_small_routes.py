@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from atlas.engine import ScriptedEngine
 from tests.gateway.conftest import MODEL, Running, deps_of, serving
 
+ROOT = Path(__file__).parents[2]
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -170,6 +174,31 @@ def test_metrics_count_requests_tokens_and_times(server: Running) -> None:
 def test_metrics_tell_what_the_engine_does(server: Running) -> None:
     assert sample(server, "atlas_requests_running", model=MODEL) == 0
     assert sample(server, "atlas_engine_generated_tokens_total", model=MODEL) == server.engine.stats().generated_tokens
+
+
+def test_metrics_tell_of_queue_limits_and_ledger(server: Running) -> None:
+    before = sample(server, "atlas_usage_rows_total", state="completed")
+    post(server, "/v1/chat/completions", {"model": MODEL, "messages": HI})
+    assert sample(server, "atlas_usage_rows_total", state="completed") == before + 1
+    assert sample(server, "atlas_queue_slots", state="total") == 32
+    assert sample(server, "atlas_queue_waiting") == sample(server, "atlas_queue_running") == 0
+    assert sample(server, "atlas_usage_late") == sample(server, "atlas_budget_refusals_total") == 0
+    assert sample(server, "atlas_limits_up") == 1
+    assert sample(server, "process_resident_memory_bytes") > 0
+
+
+def test_the_grafana_board_shows_metrics_that_exist(server: Running) -> None:
+    post(server, "/v1/chat/completions", {"model": MODEL, "messages": HI})
+    post(server, "/v1/chat/completions", {"model": "gone", "messages": HI})
+    board = json.loads((ROOT / "deploy/grafana/atlas.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+    named = {name for text in expressions for name in re.findall(r"\b(?:atlas|process)_\w+", text)}
+    with server.http() as http:
+        families = list(text_string_to_metric_families(http.get("/metrics").text))
+    exist = {found.name for family in families for found in family.samples}
+    assert len(expressions) > 30
+    assert named <= exist
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
 def test_routes_methods_and_paths_from_outside_make_no_new_series(server: Running) -> None:
