@@ -18,7 +18,10 @@ from atlas.gateway.portal_usage import to_csv
 from atlas.store import Store
 from atlas.types import Usage, User
 from tests.gateway.conftest import MODEL, Running, deps_of, serving, wait_for
+from tests.gateway.metered import MeteredServer, metered, redis
 from tests.gateway.people import People, settle, signed_in
+
+__all__ = ["metered", "redis"]  # fixtures
 
 NOW_S = time.time()
 DAY_S = 86400.0
@@ -149,6 +152,16 @@ def test_running_requests_are_seen_and_ended_by_their_owner_and_by_admins(server
     assert replies[0].json()["error"]["code"] == "request_aborted"
     aborted = [entry.actor for entry in store.audit.entries() if entry.action == "request.aborted"]
     assert aborted == [people.admin.id, people.member.id]
+
+
+def test_a_budget_says_what_is_used_of_it(metered: MeteredServer) -> None:
+    server = metered()
+    key = server.key(tokens_per_day=1000)
+    assert server.chat(key).status_code == 200
+    used = server.one_usage.prompt_tokens + server.one_usage.completion_tokens
+    with server.http(key) as http:
+        [budget] = http.get("/api/budget").json()["budgets"]
+    assert budget == {"kind": "tokens", "period": "day", "whose": "key", "limit": 1000, "used": used}
 
 
 def test_without_limits_there_is_no_budget(server: Running, store: Store, people: People) -> None:
