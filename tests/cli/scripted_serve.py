@@ -1,4 +1,4 @@
-"""`atlas serve` as shipped, with the scripted serving process behind it. Arguments: SECTION.NAME=VALUE."""
+"""`atlas serve` as shipped, with the scripted serving process behind it. Arguments: SECTION.NAME=VALUE; CONFIG names a file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from atlas.settings import load_settings
 CHILD = [sys.executable, str(Path(__file__).with_name("scripted_child.py"))]
 
 overrides = dict(argument.split("=", 1) for argument in sys.argv[1:])
+config = Path(os.environ["CONFIG"]) if "CONFIG" in os.environ else None
 try:
-    run_server(load_settings(None, os.environ, overrides), command=CHILD)
+    run_server(load_settings(config, os.environ, overrides), command=CHILD, config=config)
 except AtlasError as error:
     Refused(error.message).show()
     sys.exit(1)
