@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -209,6 +209,35 @@ def load_settings(path: Path | None, environ: Mapping[str, str], overrides: Mapp
         return msgspec.convert(table, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(f"settings: {error}") from None
+
+
+def sources_of(current: Settings, path: Path | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """Where each value that was set comes from, by "section.name": file, env, or flag (which is told by its value alone).
+
+    To be asked right after `load_settings`, before the file can change. What a start finds out for itself is no flag: a port that
+    was left free, and the files of certificates.
+
+    Raises:
+        SettingsError: as `load_settings`.
+    """
+    loaded = load_settings(path, environ)
+    found = {dotted: "file" for dotted, _ in _flat(_read(path) if path else {})}
+    found |= dict.fromkeys(_from_environ(environ), "env")
+    derived = {"server.tls_cert", "server.tls_key"} | ({"server.port"} if loaded.server.port == 0 else set())
+    before = dict(_flat(msgspec.to_builtins(loaded)))
+    for dotted, value in _flat(msgspec.to_builtins(current)):
+        if value != before[dotted] and dotted not in derived:
+            found[dotted] = "flag"
+    return found
+
+
+def _flat(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """("section.name", value) of a table of tables."""
+    for section, values in table.items():
+        if isinstance(values, Mapping):
+            yield from ((f"{section}.{name}", value) for name, value in values.items())
+        else:
+            yield section, values
 
 
 def data_dir(settings: Settings, environ: Mapping[str, str]) -> Path:

@@ -101,7 +101,7 @@ class DashboardDeps:
     Attributes:
         live: None where limits are not counted.
         engine: the engine, or None while the model loads.
-        sources: "section.name" -> where its value comes from: default, file, env or flag.
+        sources: "section.name" -> where its value comes from: file, env or flag; those left out are defaults, or not known.
         hot: "section.name" of the settings that can change while the server runs.
         draining: set when the server begins to stop; event streams end then.
         csrf: stands in for a session's token where people need not sign in.
@@ -115,7 +115,7 @@ class DashboardDeps:
     readiness: Callable[[], Awaitable[Readiness]]
     settings: Callable[[], Settings]
     logs: LogLines
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: Callable[[], Mapping[str, str]] = dict
     hot: frozenset[str] = frozenset()
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     memory: Memory = field(default_factory=Memory)

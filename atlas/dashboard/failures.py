@@ -9,7 +9,7 @@ import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from atlas.dashboard.view import page, view_of
+from atlas.dashboard.view import bare_view, page
 from atlas.errors import AtlasError, BadRequest, EngineFailed, NotFound, PayloadTooLarge
 
 log = structlog.get_logger("atlas.dashboard")
@@ -26,7 +26,7 @@ TITLES = {
 def error_page(request: Request[Any, Any, Any], error: Exception) -> Response[str]:
     """Litestar's exception handler for every page."""
     known = known_error(error)
-    view = view_of(request)
+    view = bare_view(request)
     request.scope["state"]["exchange"].refuse(known)
     title = TITLES.get(known.status, "Not now" if known.status in (429, 503) else "Something broke")
     response = page(view, "error.html", status=known.status, title=title, error=known)

@@ -33,7 +33,7 @@ class Setting(NamedTuple):
 @get("/settings", opt={"access": "page-admin"})
 async def settings(request: HTTPRequest) -> Response[str]:
     view = view_of(request)
-    rows = list(rows_of(view.deps.settings(), view.deps.sources, view.deps.hot))
+    rows = list(rows_of(view.deps.settings(), view.deps.sources(), view.deps.hot))
     sections = {
         section: [row for row in rows if row.section == section] for section in dict.fromkeys(row.section for row in rows)
     }

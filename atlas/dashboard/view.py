@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from markupsafe import Markup
 
 from atlas.dashboard import units
 from atlas.dashboard.deps import DashboardDeps, Exchange
-from atlas.errors import Forbidden, Unauthorized
+from atlas.errors import BadRequest, Forbidden, Unauthorized
 from atlas.settings import packaged
 from atlas.store import Session
 from atlas.types import Principal
 
 HTTPRequest = Request[Any, Any, Any]
+_STRANGE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 Theme = Literal["auto", "light", "dark"]
 THEMES: tuple[Theme, ...] = ("auto", "light", "dark")
 
@@ -103,6 +105,19 @@ def deps_of(request: HTTPRequest) -> DashboardDeps:
 
 
 def view_of(request: HTTPRequest) -> View:
+    """For a handler.
+
+    Raises:
+        BadRequest: the address holds characters that no page of ours writes, and that PostgreSQL would not take.
+    """
+    texts = (request.url.path, *request.query_params.values())
+    if any(_STRANGE.search(text) for text in texts):
+        raise BadRequest("the address holds control characters")
+    return bare_view(request)
+
+
+def bare_view(request: HTTPRequest) -> View:
+    """The same of an address that may hold anything: for saying what is wrong with it."""
     exchange: Exchange = request.scope["state"]["exchange"]
     scheme = "https" if exchange.is_secure else "http"
     theme = request.cookies.get("theme", "auto")

@@ -179,6 +179,25 @@ def test_unknown_things_are_pages_too(empty: Site) -> None:
         assert "<h1>Nothing here</h1>" in reply.text
 
 
+@pytest.mark.parametrize(
+    "path", ["/activity?model=%00", "/activity/%00", "/activity?before=1,%00", "/keys/%0a", "/logs?q=%1b", "/signin?next=%00"]
+)
+def test_control_characters_in_an_address_are_refused_and_not_repeated(empty: Site, path: str) -> None:
+    reply = empty.owner().get(path)
+    assert reply.status_code == 400, path
+    assert "control characters" in reply.text
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", reply.text)
+
+
+@pytest.mark.parametrize(
+    "query", ["before=nonsense", "before=nan,req_1", "before=-inf,req_1", "state=nothing", "range=1000", "user=%F0"]
+)
+def test_nonsense_in_an_address_is_an_ordinary_page(empty: Site, query: str) -> None:
+    owner = empty.owner()
+    for path in ("/activity", "/usage", "/audit", "/logs"):
+        assert owner.get(f"{path}?{query}").status_code == 200, path
+
+
 def test_overview_tells_how_to_connect_with_this_servers_address(empty: Site) -> None:
     html = check_page(empty.owner(), "/")
     for client in ("openai (Python)", "OpenCode", "Claude Code", "aider", "Continue"):

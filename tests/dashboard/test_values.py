@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from atlas.dashboard.values import MASK, display, rows_of, without_password
-from atlas.settings import LedgerSettings, RedisSettings, Section, Settings
+from atlas.settings import LedgerSettings, RedisSettings, Section, Settings, load_settings, sources_of
 
 
 def test_every_setting_has_a_row_and_its_meaning_from_the_file() -> None:
@@ -60,3 +62,17 @@ def test_a_value_named_as_a_secret_is_masked() -> None:
     assert display("admin_password", "hunter2") == MASK
     assert display("name", "") == '""'
     assert display("hosts", ("a", "b")) == "[a, b]"
+
+
+def test_a_value_knows_whether_file_environment_or_flag_set_it(tmp_path: Path) -> None:
+    path, environ = tmp_path / "atlas.toml", {"ATLAS_LOG_LEVEL": "debug", "ATLAS_QUEUE_MAX_WAITING": "8"}
+    path.write_text('[server]\nport = 9000\nhost = "127.0.0.2"\n[log]\nlevel = "error"\n')
+    current = load_settings(path, environ, {"server.port": 9001, "data_dir": "/somewhere"})
+    sources = sources_of(current, path, environ)
+    expected = {"server.host": "file", "server.port": "flag", "log.level": "env", "queue.max_waiting": "env", "data_dir": "flag"}
+    assert sources == expected
+
+
+def test_what_a_start_found_out_is_not_called_a_flag() -> None:
+    current = load_settings(None, {"ATLAS_SERVER_PORT": "0"}, {"server.port": 43210, "server.tls_cert": "/data/tls/cert.pem"})
+    assert sources_of(current, None, {"ATLAS_SERVER_PORT": "0"}) == {"server.port": "env"}
