@@ -96,7 +96,7 @@ async def _pump(group: Group, position: int, queue: asyncio.Queue[tuple[int, Del
 def aborted(exchange: Exchange) -> AtlasError:
     """Why an answer of ours ended before its end."""
     if exchange.metered is not None and exchange.metered.aborted_by:
-        return RequestAborted("an administrator has ended this request")
+        return RequestAborted("this request was ended on the server, by its user or an administrator")
     if exchange.outcome == ClientClosed.code:
         return ClientClosed("the client went away")
     if exchange.is_cut:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from concurrent.futures import Future
 
 import msgspec
 import structlog
 
 from atlas.errors import AtlasError, BudgetExhausted, LedgerUnavailable, LimitsUnavailable, Unavailable
+from atlas.gateway.arrivals import Arrivals
 from atlas.gateway.limit_headers import RawHeader, limit_headers
 from atlas.gateway.tariff import Tariff
 from atlas.store import Ask, Live, Reservation, Store
@@ -36,27 +36,35 @@ class Books:
     """
 
     def __init__(self, store: Store, live: Live | None, tariff: Tariff) -> None:
-        self.usage = store.usage
+        self._usage = store.usage
         self.live = live
         self.tariff = tariff
         self.num_written: Counter[str] = Counter()
         self.num_refused: Counter[str] = Counter()
         self.is_limits_up = True
         self.late: dict[str, Usage] = {}
-        self._writing: set[asyncio.Future[None]] = set()
+        self._arrivals = Arrivals()
+        self._num_writing = 0
+        self._written = asyncio.Event()
         self._retrying: asyncio.Task[None] | None = None
 
+    def reserve(self, reservation: Reservation) -> asyncio.Future[None]:
+        """As the ledger's; whoever waits may be cancelled, the ledger goes on."""
+        return self._arrivals.expect(self._usage.reserve(reservation))
+
+    def extend(self, request_id: str, *, tokens: int, cost: int) -> asyncio.Future[None]:
+        return self._arrivals.expect(self._usage.extend(request_id, tokens=tokens, cost=cost))
+
     def write(self, usage: Usage) -> asyncio.Future[None]:
-        """Commit a usage row. Whoever waits for the result may be cancelled; the row is written all the same."""
-        written = asyncio.wrap_future(self.usage.settle(usage))
-        self._writing.add(written)
-        written.add_done_callback(lambda done: self._wrote(done, usage))
-        return written
+        """Commit a usage row, now or later, whatever becomes of whoever waits for it."""
+        self._num_writing += 1
+        return self._arrivals.expect(self._usage.settle(usage), lambda error: self._wrote(error, usage))
 
     async def close(self) -> None:
         """Wait until every ended request is in the ledger, or cannot be."""
-        while self._writing:
-            await asyncio.wait(self._writing)
+        while self._num_writing:
+            self._written.clear()
+            await self._written.wait()
         if self._retrying is not None:
             self._retrying.cancel()
             await self._write_late()
@@ -69,9 +77,9 @@ class Books:
         if isinstance(error, BudgetExhausted):
             self.num_refused[stage] += 1
 
-    def _wrote(self, done: asyncio.Future[None], usage: Usage) -> None:
-        self._writing.discard(done)
-        error = done.exception()
+    def _wrote(self, error: BaseException | None, usage: Usage) -> None:
+        self._num_writing -= 1
+        self._written.set()
         if error is None:
             self.num_written[usage.state] += 1
         elif isinstance(error, LedgerUnavailable):
@@ -89,7 +97,7 @@ class Books:
     async def _write_late(self) -> None:
         for request_id, usage in tuple(self.late.items()):
             try:
-                await durable(self.usage.settle(usage))
+                await self._arrivals.expect(self._usage.settle(usage))
             except LedgerUnavailable:
                 return
             del self.late[request_id]
@@ -133,7 +141,7 @@ class Charge:
         await self._admit(cost)
         self.is_reserved = True  # before it is known: if we are cancelled meanwhile, it may have been written
         try:
-            await durable(self._books.usage.reserve(self._reservation(cost)))
+            await self._books.reserve(self._reservation(cost))
         except AtlasError:
             self.is_reserved = False
             raise
@@ -190,7 +198,7 @@ class Charge:
         live = self._books.live
         if live is not None and self._ask is not None and not await live.extend(self._ask, tokens=tokens, cost=cost):
             return await self._refused_by(live, tokens, cost)
-        await durable(self._books.usage.extend(self._id, tokens=tokens, cost=cost))
+        await self._books.extend(self._id, tokens=tokens, cost=cost)
         self.tokens = tokens
         return ""
 
@@ -213,7 +221,7 @@ class Charge:
         """
         try:
             if self.is_reserved:
-                await asyncio.shield(self._books.write(usage))
+                await self._books.write(usage)
         finally:  # after the ledger, from which the limits are rebuilt when Redis has lost them
             if self._ask is not None and self._books.live is not None:
                 tokens = usage.prompt_tokens + usage.completion_tokens
@@ -226,8 +234,3 @@ def as_failed(usage: Usage, error: AtlasError) -> Usage:
         return usage
     state: RequestState = "failed"
     return msgspec.structs.replace(usage, state=state, finish=error.code)
-
-
-async def durable(future: Future[None]) -> None:
-    """Wait for the ledger's thread; a caller that is cancelled leaves it to finish its work."""
-    await asyncio.shield(asyncio.wrap_future(future))
