@@ -5,8 +5,6 @@
 local id, tokens, cost = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
 local subjects = subjects_of(ARGV[2], ARGV[3], ARGV[6], ARGV[7])
 
-if redis.call('EXISTS', PREFIX .. 'r:' .. id) == 1 then return 'duplicate' end
-
 local function check_requests(of)
   local key = PREFIX .. 'q:' .. of.name
   redis.call('ZREMRANGEBYSCORE', key, '-inf', string.format('(%.0f', now_us - WINDOW_US))
@@ -19,6 +17,7 @@ end
 
 local function check_concurrency(of)
   local used = redis.call('SCARD', PREFIX .. 'c:' .. of.name)
+  of.runs_nothing = used == 0
   if used >= of.concurrency then refuse(of, 'concurrency', of.concurrency, used, 0) end
 end
 
@@ -29,14 +28,14 @@ local function charge(of)
   end
   if of.concurrency then
     redis.call('SADD', PREFIX .. 'c:' .. of.name, id)
-    redis.call('EXPIRE', PREFIX .. 'c:' .. of.name, KEEP_REQUEST_S)
+    if of.runs_nothing or of.budget.is_fresh then redis.call('EXPIRE', PREFIX .. 'c:' .. of.name, KEEP_REQUEST_S) end
   end
   if of.window then charge_window(of.window, bucket, tokens) end
   charge_budget(of.budget, tokens, cost)
 end
 
 local function tighter(best, limit, left)
-  if best and best.left <= left then return best end
+  if best.limit >= 0 and best.left <= left then return best end
   return { limit = limit, left = left }
 end
 
@@ -51,22 +50,21 @@ for _, of in ipairs(subjects) do
 end
 if #refusals > 0 then return string.format('no %.0f ', now_us) .. table.concat(refusals, ' ') end
 
--- 2) charge everything
+-- 2) take the id
 local windows = ''
-local by_requests, by_tokens
+for _, of in ipairs(subjects) do
+  if of.window then windows = windows .. string.sub(of.kind, 1, 1) end
+end
+local request = { tokens = tokens, cost = cost, day = today, windows = windows, charges = { { at = bucket, amount = tokens } } }
+if windows == '' then request.windows, request.charges = '-', {} end
+if not write_request(id, request, true) then return 'duplicate' end
+
+-- 3) charge everything
+local by_requests, by_tokens = { limit = -1, left = -1 }, { limit = -1, left = -1 }
 for _, of in ipairs(subjects) do
   charge(of)
   if of.requests then by_requests = tighter(by_requests, of.requests, of.requests_left) end
-  if of.window then
-    by_tokens = tighter(by_tokens, of.tokens, of.tokens - of.window.sum)
-    windows = windows .. string.sub(of.kind, 1, 1)
-  end
+  if of.window then by_tokens = tighter(by_tokens, of.tokens, of.tokens - of.window.sum) end
 end
-local charges = windows ~= '' and { { at = bucket, amount = tokens } } or {}
-if windows == '' then windows = '-' end
-write_request(id, { tokens = tokens, cost = cost, day = today, windows = windows, charges = charges })
-
-local none = { limit = -1, left = -1 }
-by_requests, by_tokens = by_requests or none, by_tokens or none
 return string.format('ok %.0f %.0f %.0f %.0f %.0f %.0f', now_us, by_requests.limit, by_requests.left,
   by_tokens.limit, by_tokens.left, (bucket + BUCKETS + 1) * BUCKET_US - now_us)

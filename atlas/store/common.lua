@@ -10,7 +10,7 @@
 local BUCKETS = 60
 local BUCKET_US = WINDOW_US / BUCKETS
 local KEEP_WINDOW_MS = math.ceil(WINDOW_US / 1000 * 1.1)
-local KEEP_REQUEST_S = 86400   -- chosen: longer than any request runs
+local KEEP_REQUEST_S = 2 * 86400   -- chosen: longer than any request runs
 local KEEP_BUDGET_S = 40 * 86400
 
 if redis.call('EXISTS', PREFIX .. 'ready') == 0 then return 'lost' end
@@ -57,6 +57,7 @@ local function open_window(name)
   local state = redis.call('HMGET', key, 'sum', 'last')
   local window = { key = key, sum = tonumber(state[1] or 0), last = tonumber(state[2] or bucket) }
   bucket = math.max(bucket, window.last)
+  window.is_fresh = not state[2] or bucket > window.last   -- nothing has been charged in this bucket yet
   local left = 0
   for old = window.last - BUCKETS, bucket - BUCKETS - 1 do
     local amount = redis.call('HGET', key, old)
@@ -77,14 +78,14 @@ local function charge_window(window, at, amount)
   window.sum = window.sum + amount
   redis.call('HINCRBY', window.key, at, amount)
   redis.call('HSET', window.key, 'sum', window.sum, 'last', window.last)
-  redis.call('PEXPIRE', window.key, KEEP_WINDOW_MS)
+  if window.is_fresh then redis.call('PEXPIRE', window.key, KEEP_WINDOW_MS) end
 end
 
 local function open_budget(name, day)
   local key = PREFIX .. 'b:' .. name .. ':' .. month_of(day)
   local used = redis.call('HMGET', key, 't' .. day, 't', 'c' .. day, 'c')
   return {
-    key = key, day = day,
+    key = key, day = day, is_fresh = not used[1],   -- the first of the day
     tokens_per_day = tonumber(used[1] or 0), tokens_per_month = tonumber(used[2] or 0),
     cost_per_day = tonumber(used[3] or 0), cost_per_month = tonumber(used[4] or 0),
   }
@@ -94,7 +95,7 @@ local function charge_budget(budget, tokens, cost)
   redis.call('HSET', budget.key,
     't' .. budget.day, budget.tokens_per_day + tokens, 't', budget.tokens_per_month + tokens,
     'c' .. budget.day, budget.cost_per_day + cost, 'c', budget.cost_per_month + cost)
-  redis.call('EXPIRE', budget.key, KEEP_BUDGET_S)
+  if budget.is_fresh then redis.call('EXPIRE', budget.key, KEEP_BUDGET_S) end
 end
 
 -- Why nothing is admitted: "whose limit value used wait_us" for each limit in the way.
@@ -150,7 +151,8 @@ local function end_request(id)
   redis.call('SET', PREFIX .. 'r:' .. id, 'ended', 'PX', KEEP_WINDOW_MS)
 end
 
-local function write_request(id, request)
+-- False if `only_new` and there is one already.
+local function write_request(id, request, only_new)
   local charges = {}
   for _, charge in ipairs(request.charges) do
     if charge.amount > 0 and charge.at >= bucket - BUCKETS then
@@ -158,5 +160,7 @@ local function write_request(id, request)
     end
   end
   local text = string.format('%.0f %.0f %.0f %s ', request.tokens, request.cost, request.day, request.windows)
-  redis.call('SET', PREFIX .. 'r:' .. id, text .. table.concat(charges, ','), 'EX', KEEP_REQUEST_S)
+  local key, value = PREFIX .. 'r:' .. id, text .. table.concat(charges, ',')
+  if only_new then return redis.call('SET', key, value, 'EX', KEEP_REQUEST_S, 'NX') end
+  return redis.call('SET', key, value, 'EX', KEEP_REQUEST_S)
 end

@@ -22,7 +22,6 @@ if #refusals > 0 then return string.format('no %.0f ', now_us) .. table.concat(r
 for _, of in ipairs(subjects) do
   charge_budget(of.budget, tokens, cost)
   if of.window then charge_window(of.window, bucket, tokens) end
-  redis.call('EXPIRE', PREFIX .. 'c:' .. of.name, KEEP_REQUEST_S)
 end
 request.tokens, request.cost = request.tokens + tokens, request.cost + cost
 if request.windows ~= '-' then table.insert(request.charges, { at = bucket, amount = tokens }) end

@@ -12,7 +12,7 @@ from atlas.store.live_values import Argument, Caller, Counts, OpenReservation
 from atlas.types import Usage
 
 BUCKETS = 60  # this and the two below as in common.lua
-KEEP_REQUEST_S = 86_400
+KEEP_REQUEST_S = 2 * 86_400
 KEEP_BUDGET_S = 40 * 86_400
 PAGE = 500  # commands on the way at a time (chosen)
 EPOCH = date(1970, 1, 1)
