@@ -15,7 +15,7 @@ from atlas.dashboard.people import PLAYGROUND, names_of
 from atlas.dashboard.snippets import snippets
 from atlas.dashboard.status import show
 from atlas.dashboard.view import HTTPRequest, View, redirect, view_of
-from atlas.errors import AtlasError, BadRequest, Forbidden
+from atlas.errors import AtlasError, BadRequest, Forbidden, NotFound
 from atlas.store import KeyInfo, MintedKey
 from atlas.types import Limits
 
@@ -180,9 +180,10 @@ async def show_once(view: View, made: MintedKey, *, is_new: bool, grace_s: float
 
 
 def find(view: View, key_id: str) -> KeyInfo:
-    """Raises NotFound or Forbidden."""
-    key = view.deps.store.keys.get(key_id)
-    view.check_may_see(key.owner)
+    """Raises NotFound: no such key, or another user's, which is not told apart."""
+    key = next((key for key in view.deps.store.keys.list(view.only_owner) if key.id == key_id), None)
+    if key is None:
+        raise NotFound("there is no such key of yours" if view.only_owner else "there is no such key")
     return key
 
 

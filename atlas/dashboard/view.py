@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from atlas.dashboard import units
 from atlas.dashboard.deps import DashboardDeps, Exchange
-from atlas.errors import BadRequest, Forbidden, Unauthorized
+from atlas.errors import BadRequest, Unauthorized
 from atlas.settings import packaged
 from atlas.store import Session
 from atlas.types import Principal
@@ -86,11 +86,6 @@ class View:
     def back(self) -> str:
         """Where to return to: this page, or the overview if it answers a form."""
         return self.link() if self.is_reading else "/"
-
-    def check_may_see(self, owner: str) -> None:
-        """Raises Forbidden: it belongs to someone else, and this is no admin."""
-        if not self.is_admin and owner != self.who.owner:
-            raise Forbidden("this belongs to another user")
 
     def link(self, **changes: str) -> str:
         """This page's address with some of its query changed; an empty value drops a name."""
