@@ -78,7 +78,10 @@ class RedisKeeper:
             log.error("redis.died", status=status, said=list(self._last_lines), restart_in_s=backoff_s)
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
-            process = await self._launch()
+            try:
+                process = await self._launch()
+            except OSError as error:  # out of processes, memory or file descriptors: tried again after a longer pause
+                log.error("redis.not_started", reason=str(error))
 
     async def _launch(self) -> asyncio.subprocess.Process:
         """Start the process: from this thread, the main one, since its death signal fires when the starting thread ends.
