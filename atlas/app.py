@@ -29,7 +29,7 @@ from atlas.gateway import GatewayDeps, ModelInfo, Readiness, check_readiness, cr
 from atlas.launch import Failed, Launch, Ready, Report, read_launch
 from atlas.log import RECENT, configure_logging
 from atlas.server import Server, die_with
-from atlas.settings import HOT, RemoteSettings, load_settings, value_of, with_value
+from atlas.settings import HOT, RemoteSettings, load_settings, sources_of, value_of, with_value
 from atlas.store import OPERATIONS, DataDirectory, Live, Store, open_live, open_store, run_operation, write_backup
 
 log = structlog.get_logger("atlas.app")
@@ -47,12 +47,21 @@ class Serving:
     def __init__(self, launch: Launch, store: Store, live: Live | None) -> None:
         self.launch = launch
         self.settings = launch.settings
+        self.config = Path(launch.config_path) if launch.config_path else None
+        self.sources = self.find_sources()
         self.store = store
         self.live = live
         self.registry = ModelRegistry(Path(launch.data_dir) / "models")
         self.engine: Engine | None = None
         self.failure: str | None = None
         self.notices = launch.model.notices if launch.model else ()
+
+    def find_sources(self) -> dict[str, str]:
+        """Where each setting comes from; unknown if the file has been spoilt since it was read."""
+        try:
+            return sources_of(self.settings, self.config, os.environ)
+        except SettingsError:
+            return {}
 
     def readiness(self) -> Readiness:
         if self.engine is None:
@@ -99,6 +108,7 @@ def main(engine_factory: EngineFactory) -> None:
     """Serve as the last argument says. Never returns."""
     launch = read_launch(sys.argv)
     die_with(launch.parent_pid)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     configure_logging(launch.settings.log.level, form=launch.settings.log.format)
     status = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(serve(launch, engine_factory))
@@ -184,6 +194,7 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         live=serving.live,
         traffic=deps.traffic,
         settings=lambda: serving.settings,
+        sources=lambda: serving.sources,
         hot=HOT,
         logs=RECENT,
         draining=draining,
@@ -218,15 +229,15 @@ async def load(serving: Serving, server: Server, engine_factory: EngineFactory) 
 
 def reload_settings(serving: Serving) -> None:
     """Read the settings file again and take over what may change while serving; a bad file changes nothing."""
-    path = serving.launch.config_path
     try:
-        fresh = load_settings(Path(path) if path else None, os.environ)
+        fresh = load_settings(serving.config, os.environ)
     except SettingsError as error:
         log.error("settings.not_reloaded", reason=error.message)
         return
     changed = [name for name in sorted(HOT) if value_of(fresh, name) != value_of(serving.settings, name)]
     for name in changed:
         serving.settings = with_value(serving.settings, name, value_of(fresh, name))
+    serving.sources = serving.find_sources()
     serving.store.accounts.use_limits(serving.settings.limits)
     configure_logging(serving.settings.log.level, form=serving.settings.log.format)
     log.info("settings.reloaded", changed=changed)
