@@ -131,7 +131,7 @@ def to_usage(groups: Sequence[Group]) -> wire.Usage:
     """What finished answers cost; the prompt counts once, however many candidates it has."""
     generations = [generation for group in groups for generation in group.generations]
     prompt_tokens = sum(group.prompt_tokens for group in groups)
-    completion_tokens = sum(generation.num_tokens for generation in generations)
+    completion_tokens = sum(group.completion_tokens for group in groups)  # as it is charged
     reasoning_tokens = sum(generation.reasoning_tokens for generation in generations)
     return wire.Usage(
         prompt_tokens=prompt_tokens,

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from atlas.engine import Engine, Group
-from atlas.errors import AtlasError
+from atlas.errors import AtlasError, EngineFailed
 from atlas.gateway.admission import AdmissionQueue, Ticket
 from atlas.gateway.charge import Books, Charge, as_failed
 from atlas.gateway.deps import GatewayDeps
@@ -150,7 +150,10 @@ class MeteredRequest:
         self._submitted_s = time.monotonic()
         for prompt in self._prompts:
             paid = msgspec.structs.replace(
-                prompt, allowance_tokens=self._allowance, priority=self._priority, whole=not self._is_streamed
+                prompt,
+                allowance_tokens=bound_of(self._allowance, prompt.max_tokens),
+                priority=self._priority,
+                whole=not self._is_streamed,
             )
             group = await self._engine.submit(paid)
             self.groups.append(group)
@@ -185,14 +188,18 @@ class MeteredRequest:
         """Pay for so many tokens per candidate, or let the answer end with what is paid for."""
         ended = sum(generation.num_tokens for generation in self.generations)
         tokens = self.charge.prompt_tokens + ended + self._num_running * allowance
-        self.length_reason = await self.charge.raise_to(tokens)
+        try:
+            self.length_reason = await self.charge.raise_to(tokens)
+        except Exception:  # a defect; the candidates that wait must not do so for ever, nor go on unpaid
+            log.exception("request.not_extended", usage_id=self.id)
+            self.length_reason = EngineFailed.code
         if not self.length_reason:
             self._allowance = allowance
         for group in self.groups:
             if self.length_reason:
                 group.end(self.length_reason)
             else:
-                group.allow(allowance)
+                group.allow(bound_of(allowance, self._prompts[0].max_tokens))
 
     @property
     def usage(self) -> Usage:
@@ -312,6 +319,11 @@ class MeteredRequest:
     def _offset_s(self) -> float:
         """From the request's beginning to its submission."""
         return self._submitted_s - self._started_s
+
+
+def bound_of(allowance: int, max_tokens: int | None) -> int | None:
+    """The allowance as an engine is told; none where all is paid that was asked for, lest a candidate waits after its last token."""
+    return None if max_tokens is not None and allowance >= max_tokens else allowance
 
 
 def speeds_of(generation: Generation, offset_s: float) -> Speeds:
