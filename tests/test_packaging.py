@@ -40,6 +40,8 @@ def test_the_wheel_holds_settings_migrations_and_models(wheel: Path) -> None:
         "atlas/store/migrations/versions/0002_shared_use.py",
         "atlas/py.typed",
     }
+    wanted |= {f"atlas/{path.relative_to(ROOT)}" for path in (ROOT / "templates").rglob("*") if path.is_file()}
+    wanted |= {f"atlas/store/{path.name}" for path in (ROOT / "atlas/store").glob("*.lua")}
     models = {f"atlas/{path.relative_to(ROOT)}" for path in (ROOT / "models").rglob("*") if path.is_file()}
     assert (wanted | models) - names == set()
     assert not [name for name in names if name.startswith(("tests/", "nano/"))]
