@@ -322,7 +322,7 @@ class MeteredRequest:
 
 
 def bound_of(allowance: int, max_tokens: int | None) -> int | None:
-    """The allowance as an engine is told; none where all is paid that was asked for, lest a candidate waits after its last token."""
+    """The allowance as an engine is told; none where all is paid that was asked for: no candidate waits after its last token."""
     return None if max_tokens is not None and allowance >= max_tokens else allowance
 
 
