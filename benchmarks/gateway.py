@@ -35,7 +35,7 @@ from benchmarks.mock_upstream import NUM_CHUNKS
 from benchmarks.peers import CACHE, KEY, START_TIMEOUT_S, free_port
 
 LITELLM_VERSION = "1.106.2"
-CONCURRENCY = 4
+CONCURRENCY = 32  # as many clients as engine.max_sequences lets in at once
 MANY = 10**12
 LIMITS = f"""
 [limits]

@@ -50,7 +50,7 @@ class Rebuild:
         added are requests that it does not know: an append-only file may end two seconds before a kill, or be gone.
         """
         running, recent = list(counts.reservations), list(counts.recent)
-        known = await self._known([row.request_id for row in (*running, *recent)])
+        known = await self._known([row.request_id for row in running] + [row.request_id for row in recent])
         await self._redis.call("DEL", self.mark)
         await self._send([("UNLINK", key) async for key in self._stale()])
         await self._send(self._budgets(counts, running))
