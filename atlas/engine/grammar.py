@@ -1,10 +1,9 @@
 """What an answer must look like, token by token: JSON schemas and tool calls, by llguidance.
 
-Schemas come from strangers. llguidance answers a bad one with an error message and bounds its own work by fuel, but it recurses
-along references and takes quadratic time for very wide objects, so size, depth, references and width are bounded here, and
-grammars are built on a thread with a deep stack. Measured 2026-11 (llguidance 1.9.1): 1,000 definitions that refer to each other
-in a chain overflow a stack of 8 MiB; an object of 10,000 properties takes 6.7 s. Within the bounds, over the hostile schemas of
-the tests and a vocabulary of 151,936: at most 0.2 s to build, 10 ms for a mask; an ordinary schema takes 5 ms and 0.04 ms.
+Schemas come from strangers. llguidance answers a bad one with an error message and bounds much of its own work by fuel; what it
+does not bound, schema_bounds.py does, and grammars are built on a thread with a deep stack. Measured 2026-11 (llguidance 1.9.1),
+within the bounds, over the hostile schemas of the tests and a vocabulary of 151,936: at most 0.4 s to build, 10 ms for a mask; an
+ordinary schema takes 5 ms and 0.04 ms.
 """
 
 from __future__ import annotations
@@ -21,14 +20,11 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from atlas.engine.parse import CALL, CALL_END
+from atlas.engine.schema_bounds import bounded
 from atlas.errors import BadRequest, Unsupported
 from atlas.types import Prompt, Tool
 
-MAX_SCHEMA_BYTES = 64 * 1024
 MAX_GRAMMAR_BYTES = 256 * 1024  # all tools of one request together
-MAX_DEPTH = 64
-MAX_REFERENCES = 200
-MAX_WIDTH = 2000  # members of one object or array; also llguidance's bound on alternatives
 _stack_bytes = 64 * 1024 * 1024
 _num_kept = 32  # grammars; agents send the same tools with every turn
 
@@ -150,7 +146,7 @@ class Grammars:
         return f"{self._call_tag} {newline} ({' | '.join(bodies)}) {newline} {self._call_end_tag}"
 
     def _answer_schema(self, schema: dict[str, Any]) -> str:
-        text = _bounded(schema or {"type": "object"}, what="schema", param="response_format")
+        text = _dump(bounded(schema or {"type": "object"}, what="schema", param="response_format"))
         if error := self._fault(text):
             raise _error(error, what="schema", param="response_format")
         return text
@@ -160,7 +156,7 @@ class Grammars:
         what = f"parameters of tool '{tool.name}'"
         if tool.parameters.get("type", "object") != "object":
             raise BadRequest(f"{what}: type must be 'object'", param="tools")
-        text = _bounded({"type": "object", **tool.parameters}, what=what, param="tools")
+        text = _dump(bounded({"type": "object", **tool.parameters}, what=what, param="tools"))
         error = self._fault(text)
         if error and tool.strict:
             raise _error(error, what=what, param="tools")
@@ -237,40 +233,6 @@ def _head(tool: Tool) -> str:
 def _dump(schema: dict[str, Any]) -> str:
     """A schema on one line, with our own options instead of any that came with it."""
     return json.dumps({**schema, "x-guidance": _json_options})
-
-
-def _bounded(schema: dict[str, Any], *, what: str, param: str) -> str:
-    """The schema as JSON.
-
-    Raises:
-        BadRequest: it is too large in one of the ways that cost time or stack.
-    """
-    depth, width, references = _measure(schema)
-    if depth > MAX_DEPTH:
-        raise BadRequest(f"{what}: nested more than {MAX_DEPTH} deep", param=param)
-    if width > MAX_WIDTH:
-        raise BadRequest(f"{what}: {width} members in one object or array; at most {MAX_WIDTH}", param=param)
-    if references > MAX_REFERENCES:
-        raise BadRequest(f"{what}: {references} references; at most {MAX_REFERENCES}", param=param)
-    text = _dump(schema)
-    if len(text) > MAX_SCHEMA_BYTES:
-        raise BadRequest(f"{what}: {len(text)} bytes of JSON; at most {MAX_SCHEMA_BYTES}", param=param)
-    return text
-
-
-def _measure(schema: dict[str, Any]) -> tuple[int, int, int]:
-    """Depth, greatest width, number of references; stops descending where the depth is too great already."""
-    deepest = widest = references = 0
-    stack: list[tuple[Any, int]] = [(schema, 1)]
-    while stack:
-        value, depth = stack.pop()
-        if not isinstance(value, dict | list | tuple):
-            continue
-        deepest, widest = max(deepest, depth), max(widest, len(value))
-        references += isinstance(value, dict) and "$ref" in value
-        if depth <= MAX_DEPTH:
-            stack += [(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value)]
-    return deepest, widest, references
 
 
 def _error(message: str, *, what: str, param: str) -> BadRequest:

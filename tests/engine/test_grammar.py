@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atlas.engine.grammar import MAX_WIDTH
+from atlas.engine.schema_bounds import MAX_WIDTH
 from atlas.errors import BadRequest, Unsupported
 from atlas.types import Tool
 from tests.engine.writer import Writer, ask, schema, tiny_writer

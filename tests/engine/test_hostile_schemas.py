@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLTokenizer
 
-from atlas.engine.grammar import MAX_DEPTH, MAX_REFERENCES, MAX_WIDTH, Grammars
+from atlas.engine.grammar import Grammars
+from atlas.engine.schema_bounds import MAX_DEPTH, MAX_REFERENCES, MAX_WIDTH
 from atlas.errors import BadRequest
 from tests.engine.writer import Writer, schema, tiny_writer
 
@@ -195,3 +196,27 @@ def _shared_writer() -> Writer:
         tokenizer = LLTokenizer("byte")
         _writers.append(Writer(Grammars(tokenizer), tokenizer))
     return _writers[0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"multipleOf": 123456789},
+        {"type": "integer", "multipleOf": 1000000.5},
+        {"type": "number", "allOf": [{"multipleOf": 99991}, {"multipleOf": 99989}]},
+        {"$defs": {"a": {"multipleOf": 99991}}, "$ref": "#/$defs/a", "multipleOf": 99989},
+        {"properties": {"x": {"multipleOf": 10**400}}},
+        {"multipleOf": 1e-300},
+    ],
+    ids=["large", "with a fraction", "together", "by reference", "huge", "tiny"],
+)
+def test_a_multiple_that_would_take_gigabytes_is_refused_by_name(value: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match="multipleOf"):
+        _shared_writer().grammars.compile(schema(value))
+
+
+@pytest.mark.parametrize(
+    "value", [{"multipleOf": 0.01}, {"multipleOf": 3600}, {"allOf": [{"multipleOf": 0.25}, {"multipleOf": 60}]}]
+)
+def test_ordinary_multiples_are_enforced(value: dict[str, Any]) -> None:
+    assert _shared_writer().grammars.compile(schema({"type": "number", **value})) is not None
