@@ -1,10 +1,13 @@
 """PostgreSQL for tests: a private cluster in a temporary folder, or the server that ATLAS_TEST_LEDGER_URL names.
 
 On either, tests work in databases of their own, which are dropped afterwards. The server's role must be allowed to create them.
+ATLAS_TEST_REDIS_URL (without a database number) names a Redis for whole servers; start it with `--databases 1000`.
 """
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import pwd
 import secrets
@@ -15,11 +18,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import sqlalchemy as sa
 
 SERVER_URL = os.environ.get("ATLAS_TEST_LEDGER_URL", "")
+REDIS_URL = os.environ.get("ATLAS_TEST_REDIS_URL", "").rstrip("/")
 
 
 def postgres_binaries() -> Path | None:
@@ -105,3 +110,24 @@ def fresh_database(server_url: str) -> Iterator[str]:
 
 def _with_driver(url: str) -> sa.URL:
     return sa.make_url(url).set(drivername="postgresql+psycopg")
+
+
+def ledger_url() -> str:
+    """A ledger for a test that does not care which: empty (SQLite), or a fresh database on ATLAS_TEST_LEDGER_URL."""
+    if not SERVER_URL:
+        return ""
+    database = fresh_database(SERVER_URL)
+    atexit.register(database.__exit__, None, None, None)
+    return database.__enter__()
+
+
+@cache
+def server_environ(data_dir: Path) -> dict[str, str]:
+    """Where the server of a data directory keeps ledger and limits: beside itself, or on the servers that tests were told of."""
+    environ = {"ATLAS_LEDGER_URL": url} if (url := ledger_url()) else {}
+    if REDIS_URL:
+        environ["ATLAS_REDIS_URL"] = f"{REDIS_URL}/{next(_redis_databases)}"
+    return environ
+
+
+_redis_databases = itertools.count(1)

@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.ledgers import server_environ
+
 START_TIMEOUT_S = 30.0
 
 
@@ -38,6 +40,7 @@ class RunningServer:
 
     def __init__(self, data_dir: Path, *settings: str, stdin: int = subprocess.DEVNULL, **environ: str) -> None:
         self.data_dir = data_dir
+        self.environ = server_environ(data_dir) | environ
         self.stderr = data_dir.with_suffix(".stderr")
         stand_in = data_dir.with_suffix(".gguf")
         stand_in.write_bytes(b"GGUF")  # chosen by the parent as any file is; the scripted engine does not read it
@@ -49,7 +52,7 @@ class RunningServer:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env=clean_environment(**environ),
+                env=clean_environment(**self.environ),
             )
 
     def wait_ready(self) -> None:
@@ -80,7 +83,7 @@ class RunningServer:
         )
 
     def cli(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        return run_cli(*arguments, ATLAS_HOME=str(self.data_dir), **environ)
+        return run_cli(*arguments, **{"ATLAS_HOME": str(self.data_dir), **self.environ, **environ})
 
     def stop(self) -> None:
         if self.process.poll() is None:

@@ -24,9 +24,10 @@ from atlas.dashboard import DashboardDeps, create_routes
 from atlas.engine import ModelRegistry, ScriptedEngine
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.log import RECENT
-from atlas.settings import AuthSettings, RedisSettings, Settings
+from atlas.settings import AuthSettings, LedgerSettings, RedisSettings, Settings
 from atlas.store import DataDirectory, Live, MintedKey, Store, open_store
 from atlas.types import Limits, RequestState, Usage, User, UserRole
+from tests.ledgers import ledger_url
 
 MODEL = "scripted"
 PASSWORD = "correct horse battery"
@@ -137,7 +138,7 @@ def open_site(
     settings = settings or Settings()
     directory = DataDirectory(folder / "data").create()
     directory.hold()
-    store = open_store(directory, auth=settings.auth, limits=settings.limits)
+    store = open_store(directory, settings=LedgerSettings(url=ledger_url()), auth=settings.auth, limits=settings.limits)
     engine = ScriptedEngine(replies, model=MODEL, delay_s=delay_s)
     gateway = GatewayDeps(
         engine=lambda: engine,

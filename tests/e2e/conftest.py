@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests import ggufs
+from tests.ledgers import server_environ
 
 KEY = "end-to-end-key-0123456789"
 START_TIMEOUT_S = 60.0
@@ -33,7 +34,7 @@ class Running:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                env={**kept, "ATLAS_API_KEY": KEY, "ATLAS_ENGINE_THREADS": "1", **environ},
+                env={**kept, "ATLAS_API_KEY": KEY, "ATLAS_ENGINE_THREADS": "1", **server_environ(home), **environ},
             )
         self.url = self._wait_ready()
 

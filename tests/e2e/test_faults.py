@@ -29,6 +29,7 @@ Launch = Callable[..., RunningServer]
 
 
 def started(launch_server: Launch, data_dir: Path, *settings: str, **environ: str) -> RunningServer:
+    environ = {"ATLAS_LEDGER_URL": "", "ATLAS_REDIS_URL": ""} | environ  # they are what breaks
     server = launch_server(*settings, data_dir=data_dir, SCRIPTED_REPLY=REPLY, SCRIPTED_DELAY_S="0.005", **environ)
     server.wait_ready()
     made = server.cli("keys", "create", "--name", "budget", "--tokens-per-day", str(BUDGET_TOKENS), **environ)

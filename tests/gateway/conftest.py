@@ -24,8 +24,9 @@ from openai import OpenAI
 
 from atlas.engine import Engine, ScriptedEngine
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
-from atlas.settings import ServerSettings
+from atlas.settings import LedgerSettings, ServerSettings
 from atlas.store import DataDirectory, Store, open_store
+from tests.ledgers import ledger_url
 
 KEY = "sk-test-preset-1"  # the preset key of `new_store`; it belongs to the owner
 MODEL = "scripted"
@@ -58,7 +59,7 @@ def new_store(path: Path, **options: Any) -> Store:
     """A fresh ledger; its owner holds KEY."""
     directory = DataDirectory(path).create()
     directory.hold()
-    return open_store(directory, preset_key=KEY, **options)
+    return open_store(directory, settings=LedgerSettings(url=ledger_url()), preset_key=KEY, **options)
 
 
 def deps_of(engine: Engine | None, **changes: object) -> GatewayDeps:
