@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from secrets import token_hex
 
 from litestar import Response, post
 from litestar.params import JSONBody
@@ -16,6 +15,7 @@ from atlas.gateway.answer import FINGERPRINT, deltas, finished, finite, guarded,
 from atlas.gateway.convert import chat_prompt
 from atlas.gateway.errors import error_event
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
+from atlas.gateway.ids import new_id
 from atlas.gateway.models import choose_engine
 from atlas.gateway.openapi import StreamingOperation, replies
 from atlas.gateway.sse import DONE, EventStream, event
@@ -50,7 +50,7 @@ class ChatAnswer:
     def __init__(self, exchange: Exchange, *, with_usage: bool) -> None:
         self.exchange = exchange
         self.with_usage = with_usage
-        self.id = "chatcmpl-" + token_hex(12)
+        self.id = new_id("chatcmpl-")
         self.created = int(time.time())
         self._begun: set[int] = set()  # candidates whose role has been sent
 

@@ -6,7 +6,6 @@ import contextlib
 import re
 import time
 from collections.abc import Awaitable, Iterable
-from secrets import token_hex
 from typing import Any
 
 from litestar import Request
@@ -16,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from atlas.engine import Engine, Group
 from atlas.errors import AtlasError, BadRequest, EngineFailed, EngineUnavailable
 from atlas.gateway.deps import GatewayDeps
+from atlas.gateway.ids import new_id
 from atlas.gateway.limit_headers import RawHeader
 from atlas.gateway.meter import PRIORITIES, Meter, MeteredRequest
 from atlas.gateway.proxies import Client
@@ -280,7 +280,7 @@ def asked_priority(text: str) -> int:
 
 def _request_ids(headers: Iterable[RawHeader]) -> tuple[str, str]:
     """The id for reply and log (the client's own if it is short and plain), and the id for the ledger: always a fresh one."""
-    fresh = "req_" + token_hex(12)
+    fresh = new_id("req_")
     for name, value in headers:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return value.decode(), fresh

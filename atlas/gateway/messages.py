@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from secrets import token_hex
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from atlas.gateway.answer import aborted, deltas, finished, guarded
 from atlas.gateway.anthropic_convert import counted_prompt, messages_prompt
 from atlas.gateway.errors import anthropic_reply
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
+from atlas.gateway.ids import new_id
 from atlas.gateway.models import choose_engine
 from atlas.gateway.openapi import StreamingOperation, anthropic_replies
 from atlas.gateway.sse import EventStream, event
@@ -73,7 +73,7 @@ def choose_mapped(exchange: Exchange, model: str) -> Engine:
 def to_reply(exchange: Exchange, generation: Generation) -> wire.MessageReply:
     stop = to_stop(generation, exchange.length_reason)
     return wire.MessageReply(
-        id="msg_" + token_hex(12),
+        id=new_id("msg_"),
         model=exchange.model,
         content=list(to_blocks(generation)),
         usage=to_usage(exchange.groups[0], generation),
@@ -130,7 +130,7 @@ class MessageStream:
         if not await self.exchange.started():  # the first event says how long the prompt is
             raise aborted(self.exchange)
         [group] = self.exchange.groups
-        empty = wire.MessageReply(id="msg_" + token_hex(12), model=self.exchange.model, content=[], usage=to_usage(group, None))
+        empty = wire.MessageReply(id=new_id("msg_"), model=self.exchange.model, content=[], usage=to_usage(group, None))
         yield _named(wire.MessageStart(message=empty)) + _named(wire.Ping())
         async for _, delta in deltas(self.exchange):
             for part in self._parts(delta):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from secrets import token_hex
 
 from litestar import Response, post
 from litestar.params import JSONBody
@@ -16,6 +15,7 @@ from atlas.errors import AtlasError
 from atlas.gateway import responses_wire as wire
 from atlas.gateway.answer import deltas, finished, guarded
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
+from atlas.gateway.ids import new_id
 from atlas.gateway.models import choose_engine
 from atlas.gateway.openapi import StreamingOperation, replies
 from atlas.gateway.responses_convert import AnyTool, read_tools, response_prompt
@@ -130,7 +130,7 @@ class ResponseAnswer:
 def first_reply(model: str, request: wire.ResponseRequest, tools: Sequence[AnyTool]) -> wire.ResponseReply:
     """The reply before anything is written: what was asked, repeated."""
     return wire.ResponseReply(
-        id="resp_" + token_hex(12),
+        id=new_id("resp_"),
         created_at=int(time.time()),
         model=model,
         status="in_progress",

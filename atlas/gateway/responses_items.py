@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from secrets import token_hex
 
 import msgspec
 
 from atlas.gateway import responses_wire as wire
+from atlas.gateway.ids import new_id
 from atlas.types import Generation
 
 Events = Iterator[wire.Event]
@@ -38,7 +38,7 @@ class OpenItem(ABC):
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.id = f"{self.prefix}_{token_hex(12)}"
+        self.id = new_id(f"{self.prefix}_")
         self._pieces: list[str] = []
 
     @abstractmethod
