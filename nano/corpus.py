@@ -8,7 +8,7 @@ benchmark, not even as a wrong attempt.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from atlas.ralph import code_block, edit_block, repair, rewrite, solve, write_tests
@@ -16,14 +16,16 @@ from atlas.types import Failure, Message, Snippet
 from nano.benchmark import excluded_programs
 from nano.chat import EMPTY_THINKING, END_OF_TEXT, END_OF_TURN, render
 from nano.classics import ASKS, CLASSICS
-from nano.mistakes import break_code, run_and_catch, wrong_program, wrong_result
+from nano.mistakes import break_code, run_and_catch, slip, wrong_program, wrong_result
 from nano.primitives import NAMES
 from nano.tasks import STYLES, Program, Style, Task, describe, draw_argument, draw_program, make_task
 from nano.tasks import render as render_program
 
 READ, WRITE, IGNORE = 0.05, 1.0, 0.0
 DRAWN = 0.2  # an answer that is mostly chance (arguments of tests, where a gap begins) would drown the rest in noise
+SLIP_SHARE = 0.12  # of a first answer's steps; temperature 0.8 makes 7 % of it, 0.2 nothing; docs/nano.md
 KIND_WEIGHTS = {"solve": 0.6, "repair": 0.16, "rewrite": 0.07, "tests": 0.02, "dialogue": 0.04, "classic": 0.07, "fill": 0.04}
+LAST_KIND_WEIGHTS = {**KIND_WEIGHTS, "lines": 0.5}  # of the last steps: gaps that can be filled for sure
 OUR_SYSTEM = solve("")[0].content
 OTHER_SYSTEMS = (
     "You are a helpful assistant.",
@@ -48,10 +50,10 @@ class Segment(NamedTuple):
 Record = list[Segment]
 
 
-def records(seed: int) -> Iterator[Record]:
+def records(seed: int, kind_weights: Mapping[str, float] = KIND_WEIGHTS) -> Iterator[Record]:
     """An endless, deterministic stream of records."""
     rng = random.Random(f"corpus/{seed}")
-    kinds, weights = list(KIND_WEIGHTS), list(KIND_WEIGHTS.values())
+    kinds, weights = list(kind_weights), list(kind_weights.values())
     while True:
         yield MAKERS[rng.choices(kinds, weights)[0]](rng)
 
@@ -123,7 +125,7 @@ def classic_record(rng: random.Random) -> Record:
 
 
 def fill_record(rng: random.Random) -> Record:
-    """Fill in the middle: a documented function with one gap inside its body."""
+    """Fill in the middle: a documented function with one gap anywhere inside its body."""
     name, program = rng.choice(NAMES), draw_trained(rng)
     words = describe(program, name, rng).partition(". ")[2]
     head, _, body = render_program(program, name, rng.choice(STYLES)).partition("\n")
@@ -134,6 +136,18 @@ def fill_record(rng: random.Random) -> Record:
     return [Segment(prefix, READ), Segment(source[start:end] + END_OF_TEXT, DRAWN)]
 
 
+def lines_record(rng: random.Random) -> Record:
+    """Fill in the middle, of whole lines, often all of the body: what to write follows from the docstring and the rest."""
+    name, program = rng.choice(NAMES), draw_trained(rng)
+    words = describe(program, name, rng).partition(". ")[2]
+    head, *lines = render_program(program, name, rng.choice(STYLES)).splitlines(keepends=True)
+    first = rng.randrange(len(lines)) if rng.random() < 0.5 else 0
+    last = rng.randrange(first, len(lines)) + 1 if rng.random() < 0.5 else len(lines)
+    before, gap, after = "".join(lines[:first]), "".join(lines[first:last]), "".join(lines[last:])
+    prefix = f'<|fim_prefix|>{head}    """{words}"""\n{before}<|fim_suffix|>{after}<|fim_middle|>'
+    return [Segment(prefix, READ), Segment(gap + END_OF_TEXT, WRITE)]
+
+
 MAKERS = {
     "solve": solve_record,
     "repair": repair_record,
@@ -142,6 +156,7 @@ MAKERS = {
     "dialogue": dialogue_record,
     "classic": classic_record,
     "fill": fill_record,
+    "lines": lines_record,
 }
 
 
@@ -178,7 +193,10 @@ def _task(rng: random.Random) -> Task:
 
 
 def _solution(task: Task, rng: random.Random) -> str:
-    return code_block(task.reference(rng.choice(STYLES)))
+    """A first answer, with the typical slips of a first answer."""
+    slipped = slip(task.program, rng, SLIP_SHARE)
+    program = slipped if may_train(slipped) else task.program
+    return code_block(render_program(program, task.entry_point, rng.choice(STYLES)))
 
 
 def _solve_prompt(rng: random.Random, task: Task) -> tuple[Message, ...]:
@@ -197,18 +215,24 @@ def _solve_prompt(rng: random.Random, task: Task) -> tuple[Message, ...]:
 
 
 def _failed_attempt(rng: random.Random, task: Task, style: Style) -> tuple[str, Failure]:
-    """Half of the failures are crashes, half wrong results."""
+    """A third of the failures are crashes, the rest wrong results, most of those by a slip."""
     while True:
-        if rng.random() < 0.5:
+        if rng.random() < 1 / 3:
             source = break_code(task.reference(style), rng)
             trace = run_and_catch(source, task.entry_point, draw_argument(task.program, rng))
             if trace:
                 return source, Failure(traceback=trace)
         else:
-            wrong = _near(rng, task.program)
+            wrong = _slipped(rng, task.program) if rng.random() < 0.7 else _near(rng, task.program)
             failure = wrong_result(task.program, wrong, task.entry_point, rng)
             if failure:
                 return render_program(wrong, task.entry_point, style), failure
+
+
+def _slipped(rng: random.Random, program: Program) -> Program:
+    """A program with one slip or more; the one itself if none of its slips may be trained."""
+    drawn = (slip(program, rng, 0.3) for _ in range(20))
+    return next((slipped for slipped in drawn if slipped != program and may_train(slipped)), program)
 
 
 def _near(rng: random.Random, program: Program) -> Program:

@@ -1,4 +1,8 @@
-"""Wrong attempts and what running them really shows: a plausible other program, or broken code and its traceback."""
+"""Wrong attempts and what running them really shows: a plausible other program, or broken code and its traceback.
+
+A slip is the one typical confusion of a primitive: the neighbour it is mistaken for. Slips also stand in a stated share of the
+corpus' plain answers, because a model that never errs leaves tests, repair and best-of-k nothing to do.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,32 @@ MISSPELT = {
     "range": "rnge",
     "abs": "absolute",
 }
+
+# fmt: off
+SLIPS = {
+    "even": "odd", "odd": "even", "positive": "negative", "negative": "positive", "above": "below", "below": "above",
+    "multiple": "indivisible", "indivisible": "multiple", "nonzero": "positive", "large": "above",
+    "square": "double", "double": "square", "add": "subtract", "subtract": "add", "scale": "add", "absolute": "negate",
+    "negate": "absolute", "modulo": "scale", "halve": "double", "cube": "square", "cap": "subtract",
+    "ascending": "descending", "descending": "ascending", "reverse": "descending", "unique": "ascending",
+    "head": "tail", "skip": "head", "tail": "head", "second": "reverse",
+}
+REDUCER_SLIPS = {
+    "sum": "count", "max": "min", "min": "max", "count": "distinct", "distinct": "count", "list": "join",
+    "join": "list", "any": "all", "all": "any", "spread": "max", "tally": "distinct", "mean": "sum",
+}
+# fmt: on
+
+
+def slip(program: Program, rng: random.Random, share: float) -> Program:
+    """Each step confused with its neighbour with probability `share`, constants kept."""
+    stages = [_confuse(step, SLIPS) if rng.random() < share else step for step in program.stages]
+    reducer = _confuse(program.reducer, REDUCER_SLIPS) if rng.random() < share else program.reducer
+    return program._replace(stages=tuple(stages), reducer=reducer)
+
+
+def _confuse(step: Step, slips: dict[str, str]) -> Step:
+    return step._replace(name=slips[step.name])
 
 
 def wrong_program(program: Program, rng: random.Random) -> Program:

@@ -13,9 +13,10 @@ from atlas.ralph import extract_code, prompt_hash
 from nano.benchmark import load_benchmark
 from nano.chat import EMPTY_THINKING, TEMPLATE_TEXT
 from nano.classics import CLASSICS
-from nano.corpus import DRAWN, IGNORE, MAKERS, WRITE, Record, may_train, records, text_of
-from nano.mistakes import break_code, run_and_catch, wrong_program, wrong_result
-from nano.tasks import draw_argument, draw_program, function_of, render
+from nano.corpus import DRAWN, IGNORE, MAKERS, SLIP_SHARE, WRITE, Record, may_train, records, text_of
+from nano.mistakes import REDUCER_SLIPS, SLIPS, break_code, run_and_catch, slip, wrong_program, wrong_result
+from nano.primitives import KIND_OF, REDUCERS, STAGES
+from nano.tasks import Program, Step, draw_argument, draw_program, function_of, render
 
 NUM_RECORDS = 1500
 
@@ -128,3 +129,25 @@ def test_known_classics_return_what_they_promise() -> None:
 def test_the_prompt_hash_is_of_the_form_the_card_carries() -> None:
     assert re.fullmatch(r"\d+-[0-9a-f]{16}", prompt_hash())
     assert "<|im_start|>" in TEMPLATE_TEXT
+
+
+def test_every_primitive_has_one_slip_of_its_kind_that_takes_a_constant_as_it_does() -> None:
+    assert set(SLIPS) == set(KIND_OF)
+    assert set(REDUCER_SLIPS) == set(REDUCERS)
+    for name, other in SLIPS.items():
+        assert name != other
+        assert KIND_OF[name] == KIND_OF[other]
+        assert STAGES[KIND_OF[name]][name].has_constant == STAGES[KIND_OF[other]][other].has_constant
+    assert all(REDUCERS[name].has_constant == REDUCERS[other].has_constant for name, other in REDUCER_SLIPS.items())
+
+
+def test_the_stated_share_of_steps_slips() -> None:
+    rng = random.Random(0)
+    programs = [draw_program(rng, 3) for _ in range(2000)]
+    pairs = [pair for program in programs for pair in zip(steps(program), steps(slip(program, rng, SLIP_SHARE)), strict=True)]
+    assert sum(right != wrong for right, wrong in pairs) / len(pairs) == pytest.approx(SLIP_SHARE, abs=0.015)
+    assert all(right.constant == wrong.constant for right, wrong in pairs)
+
+
+def steps(program: Program) -> tuple[Step, ...]:
+    return (*program.stages, program.reducer)
