@@ -4,7 +4,7 @@ ATLAS runs as shipped, with keys, limits, budgets and usage on and `engine/remot
 parent, the serving process and Valkey. "scripted" is ATLAS with an engine inside and no upstream. LiteLLM runs as its
 documentation says, with a key, without database. Rounds alternate between the systems; figures are medians over rounds.
 
-    python -m benchmarks.gateway [--rounds 3] [--json 1200] [--streams 200] [--idle 1000]
+    python -m benchmarks.gateway [--rounds 3] [--json 3200] [--streams 640] [--idle 1000]
 
 LITELLM names the `litellm` program to run; else it is installed once, pinned, into a virtual environment of its own.
 """
@@ -129,11 +129,11 @@ def wait_until_up(url: str, process: subprocess.Popen[str]) -> None:
 
 
 def compare(targets: Sequence[Target], *, rounds: int, num_requests: int, stream: bool) -> dict[str, Load]:
-    """Medians over rounds; the order of the targets turns with each round. LiteLLM gets a tenth of the requests."""
+    """Medians over rounds; the order of the targets turns with each round. LiteLLM gets a quarter of the requests."""
     loads: dict[str, list[Load]] = {target.name: [] for target in targets}
     for number in range(rounds):
         for target in targets if number % 2 else targets[::-1]:
-            count = num_requests // 10 if target.name == "litellm" else num_requests
+            count = num_requests // 4 if target.name == "litellm" else num_requests
             loads[target.name].append(run(target, num_requests=count, concurrency=CONCURRENCY, stream=stream))
     return {name: Load(*map(statistics.median, zip(*each, strict=True))) for name, each in loads.items()}
 
@@ -159,7 +159,7 @@ async def hold_idle(target: Target, count: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rounds", 3), ("json", 1200), ("streams", 200), ("idle", 1000)):
+    for name, default in (("rounds", 3), ("json", 3200), ("streams", 640), ("idle", 1000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

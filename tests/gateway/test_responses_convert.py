@@ -195,7 +195,7 @@ def test_sampling_and_bounds_reach_the_engine_and_the_rest_is_ignored(server: Ru
         client_metadata={"x": 1},
     )
     assert (prompt.sampling[0].temperature, prompt.sampling[0].top_p, prompt.max_tokens) == (0.1, 0.5, 50)
-    assert prompt.owner == "alice"
+    assert prompt.owner == server.deps.store.accounts.owner().id
 
 
 def test_structured_output_reaches_the_engine() -> None:
