@@ -6,6 +6,7 @@ Started by the parent of `atlas serve` as `python -m atlas.app FD`. It may die a
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import signal
@@ -37,6 +38,7 @@ log = structlog.get_logger("atlas.app")
 EngineFactory = Callable[[Launch], Awaitable[Engine]]
 
 SWITCH_INTERVAL_S = 1e-4  # a busy Python thread delays the engine's by this at most; 5 ms is Python's default (contracts.md 1)
+GC_THRESHOLDS = (10_000, 20, 20)  # a request makes some hundred objects and few cycles; Python's 700 is for small programs
 REGISTRY_AGE_S = 1.0
 PRUNE_EVERY_S = 3600.0
 
@@ -218,6 +220,9 @@ async def load(serving: Serving, server: Server, engine_factory: EngineFactory) 
         server.should_exit = True
         return
     await server.is_up.wait()
+    gc.collect()
+    gc.freeze()  # what has been made by now stays for good: the collector need not look at it again and again
+    gc.set_threshold(*GC_THRESHOLDS)
     serving.engine = engine
     capabilities = engine.capabilities
     log.info("engine.loaded", model=capabilities.model, context_tokens=capabilities.context_tokens)
