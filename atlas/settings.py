@@ -202,9 +202,9 @@ def load_settings(path: Path | None, environ: Mapping[str, str], overrides: Mapp
         SettingsError: the file cannot be read, is not TOML, or a value has the wrong name, type or range.
     """
     table = _read(path) if path else {}
-    for dotted, value in {**_from_environ(environ), **(overrides or {})}.items():
-        if value is not None:
-            _put(table, dotted, value)
+    given = {dotted: value for dotted, value in (overrides or {}).items() if value is not None}
+    for dotted, value in {**_from_environ(environ), **given}.items():
+        _put(table, dotted, value)
     try:
         return msgspec.convert(table, Settings, strict=False)
     except msgspec.ValidationError as error:

@@ -97,3 +97,8 @@ def test_the_data_directory_is_the_setting_then_the_variable_then_xdg(tmp_path: 
     assert data_dir(Settings(), home) == Path("/a/home")
     assert data_dir(Settings(), {"XDG_DATA_HOME": "/a/xdg"}) == Path("/a/xdg/atlas")
     assert data_dir(Settings(), {}) == Path.home() / ".local/share/atlas"
+
+
+def test_a_flag_that_is_not_given_leaves_the_environment_alone() -> None:
+    settings = load_settings(None, {"ATLAS_SERVER_PORT": "8333"}, {"server.port": None, "server.host": "::1"})
+    assert (settings.server.port, settings.server.host) == (8333, "::1")
