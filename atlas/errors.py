@@ -21,7 +21,10 @@ AtlasError
 |   |-- EngineOverloaded       503
 |   |-- EngineUnavailable      503
 |   |-- LedgerUnavailable      503
-|   `-- LimitsUnavailable      503
+|   |-- LimitsUnavailable      503
+|   |-- SandboxOverloaded      503
+|   |-- SandboxRefused         503
+|   `-- SandboxUnavailable     503
 `-- OperatorError              (command line only)
     |-- SettingsError
     |-- DataDirectoryBusy
@@ -200,6 +203,24 @@ class LimitsUnavailable(Unavailable):
     """Redis does not answer, so limits cannot be checked; nothing is let through unchecked."""
 
     code = "limits_unavailable"
+
+
+class SandboxUnavailable(Unavailable):
+    """The sandbox itself failed: a process of ours died, a socket was cut, the disk is full. Says nothing about the candidate."""
+
+    code = "sandbox_unavailable"
+
+
+class SandboxRefused(Unavailable):
+    """Code cannot be isolated on this machine as the settings demand, so it is not run; `atlas doctor` says what to do."""
+
+    code = "sandbox_refused"
+
+
+class SandboxOverloaded(Unavailable):
+    """The bounded queue in front of the sandbox is full."""
+
+    code = "sandbox_overloaded"
 
 
 class OperatorError(AtlasError):

@@ -139,6 +139,20 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
     timeout_s: Seconds = 600.0
 
 
+class SandboxSettings(Section, frozen=True, kw_only=True):
+    """Where code runs that nobody trusts."""
+
+    min_tier: Literal["native", "bwrap", "landlock"] = "bwrap"
+    slots: Count = 0
+    max_waiting: Positive = 1000
+    python: str = ""
+    uid: Annotated[int, msgspec.Meta(ge=1000)] = 64321
+    wall_s: Seconds = 10.0
+    max_wall_s: Seconds = 120.0
+    memory_mb: Annotated[int, msgspec.Meta(ge=64)] = 512
+    max_memory_mb: Annotated[int, msgspec.Meta(ge=64)] = 4096
+
+
 class AnthropicSettings(Section, frozen=True, kw_only=True):
     """The Anthropic dialect."""
 
@@ -164,6 +178,7 @@ class Settings(Section, frozen=True, kw_only=True):
     queue: QueueSettings = QueueSettings()
     engine: EngineSettings = EngineSettings()
     remote: RemoteSettings = RemoteSettings()
+    sandbox: SandboxSettings = SandboxSettings()
     anthropic: AnthropicSettings = AnthropicSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -378,3 +378,177 @@ class Failure(Value, frozen=True, kw_only=True):
     expected: str = ""
     returned: str = ""
     traceback: str = ""
+
+
+SandboxMode = Literal["run", "pytest", "function", "stdin", "lint"]
+Outcome = Literal[
+    "passed", "completed", "failed", "error", "timeout", "memory_limit", "output_limit", "killed", "tampered"
+]
+LimitName = Literal["wall", "cpu", "memory", "processes", "file_size", "output"]
+Tier = Literal["native", "bwrap", "landlock", "none"]
+Compare = Literal["exact", "json", "approx"]
+CaseOutcome = Literal["passed", "failed", "error", "timeout", "skipped"]
+
+
+class RunLimits(Value, frozen=True, kw_only=True):
+    """What one run in the sandbox may use; the defaults are `design` values, chosen.
+
+    Attributes:
+        wall_s: from the start of the run in its box, waiting for a free slot excluded.
+        cpu_s: user and system time of each process.
+        memory_bytes: resident memory of all processes of the run together.
+        processes: processes and threads at the same time.
+        file_size_bytes: largest single file that may be written.
+        disk_bytes: all files in the working directory; /tmp and /dev/shm have as much again, each.
+        output_bytes: of stdout; a program that writes more is ended. Of stderr, head and tail of 256 KiB are kept.
+    """
+
+    wall_s: float = 10.0
+    cpu_s: float = 8.0
+    memory_bytes: int = 512 * 1024 * 1024
+    processes: int = 64
+    file_size_bytes: int = 64 * 1024 * 1024
+    disk_bytes: int = 64 * 1024 * 1024
+    output_bytes: int = 1024 * 1024
+
+
+class Case(Value, frozen=True, kw_only=True):
+    """One call of the entry point, or one run with this text on stdin. Values are Python literals as source text.
+
+    Attributes:
+        args: source of a tuple or list of positional arguments.
+        kwargs: source of a dict of keyword arguments.
+        stdin: set in mode stdin; then `expected` is the text that stdout must hold.
+        compare: exact (types too), json (as JSON sees it: tuples are lists), approx (numbers may differ by `tolerance`,
+            relative or absolute).
+    """
+
+    args: str = "()"
+    kwargs: str = "{}"
+    stdin: str | None = None
+    expected: str = ""
+    compare: Compare = "exact"
+    tolerance: float = 1e-6
+
+
+class Program(Value, frozen=True, kw_only=True):
+    """Untrusted code, and what is to be found out about it.
+
+    Attributes:
+        code: the candidate; Python tests import it as `solution`.
+        mode: run (to its end), pytest (`test_code`), function (`entry_point` on `cases`, or a checker in `test_code`: assert
+            statements, or a function `check(candidate)` as HumanEval has it), stdin (`cases`), lint.
+        entry_point: "name", or "Class.method" of a class that needs no arguments.
+        files: further files by relative path, beside the code.
+        fresh: a fresh interpreter with a hash seed of its own, instead of a fork of a warm one.
+    """
+
+    code: str
+    language: str = "python"
+    mode: SandboxMode = "run"
+    test_code: str = ""
+    entry_point: str = ""
+    cases: tuple[Case, ...] = ()
+    stdin: str = ""
+    files: dict[str, str] = {}
+    fresh: bool = False
+
+
+class CaseResult(Value, frozen=True, kw_only=True):
+    """One test, or one case; texts are trimmed to a few kilobytes.
+
+    Attributes:
+        name: pytest's node id, or the call.
+        message: the failing assertion or the candidate's traceback.
+    """
+
+    name: str
+    outcome: CaseOutcome
+    expected: str = ""
+    returned: str = ""
+    message: str = ""
+    wall_s: float = 0.0
+
+
+class Execution(Value, frozen=True, kw_only=True):
+    """What a run in the sandbox showed. A failure of ours is never one of these, but an exception.
+
+    Attributes:
+        outcome: passed (tests ran and all passed), completed (mode run or lint, exit 0), failed (tests ran and did not all
+            pass, or exit code not 0), error (no test could run: syntax, import, zero tests), or how it was ended.
+        limit: the limit that was hit, if one was.
+        exit_code: of the program; negative is a signal; None if it was ended by us.
+        sealed: tests and candidate were in separate boxes, and values were compared outside.
+        tier: how it was isolated.
+        queue_s: waiting for a slot; wall_s begins after it.
+        peak_bytes: largest resident memory seen.
+        lint_score: pylint's, 0..10, in mode lint.
+    """
+
+    outcome: Outcome
+    tier: Tier
+    limit: LimitName | None = None
+    exit_code: int | None = None
+    sealed: bool = False
+    compiled: bool = True
+    cases: tuple[CaseResult, ...] = ()
+    tests_run: int = 0
+    tests_passed: int = 0
+    stdout: str = ""
+    stderr: str = ""
+    error_type: str = ""
+    error_message: str = ""
+    lint_score: float | None = None
+    queue_s: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """All tests passed, and there was at least one."""
+        return self.outcome == "passed" and self.tests_run > 0 and self.tests_passed == self.tests_run
+
+
+class Layer(Value, frozen=True, kw_only=True):
+    """One layer of isolation on this machine: whether it holds, why not, and the command that mends it."""
+
+    name: str
+    active: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+class SlowRun(Value, frozen=True, kw_only=True):
+    """One of the slowest runs of late."""
+
+    at: float  # Unix seconds
+    mode: str
+    outcome: str
+    wall_s: float
+
+
+class SandboxStatus(Value, frozen=True, kw_only=True):
+    """The pool as it is now; counters grow for its life.
+
+    Attributes:
+        tier: None if code is refused; `reason` says why, and `layers` how to mend it.
+        outcomes: runs by outcome.
+        refusals: runs refused by error code.
+        p50_s: of the wall time of the last runs; likewise p95_s.
+    """
+
+    tier: Tier | None
+    reason: str = ""
+    layers: tuple[Layer, ...] = ()
+    slots: int = 0
+    running: int = 0
+    waiting: int = 0
+    zygotes: int = 0
+    zygote_restarts: int = 0
+    outcomes: dict[str, int] = {}
+    refusals: dict[str, int] = {}
+    p50_s: float = 0.0
+    p95_s: float = 0.0
+    slowest: tuple[SlowRun, ...] = ()
+    languages: tuple[str, ...] = ()

@@ -1,0 +1,5 @@
+"""Runs code that nobody trusts, and says what was proved by it.
+
+`Sandbox.run(program, limits)` answers with an `Execution` (`types.py`). What the code does wrong is a value in it; what goes
+wrong with us is an exception (`SandboxUnavailable`, `SandboxRefused`, `SandboxOverloaded`) and says nothing about the code.
+"""
