@@ -9,7 +9,7 @@ import msgspec
 from atlas.types import RunLimits, Tier
 
 Profile = Literal["lite", "pytest", "lint"]
-Ending = Literal["exit", "wall", "cpu", "memory", "output", "cancelled"]
+Ending = Literal["exit", "wall", "cpu", "memory", "output", "killed"]
 
 
 class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,8 +20,8 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
         payload: JSON values only. Nothing in it is secret to the code that will run: expected values never enter.
         profile: what the process has imported before the box is made.
         stdin: what the program reads; empty is end of file at once.
-        files: written into the working directory /work, which is writable; relative paths, checked by `checked_path`.
-        tests: written into /tests, which is read-only once the runner begins.
+        files: written into the working directory HOME (inside/view.py), which is writable; relative paths, checked before.
+        tests: written into TESTS (inside/view.py), which is read-only once the runner begins.
         fresh: the runner is called in a fresh interpreter rather than in a fork of a warm one.
     """
 
@@ -39,7 +39,7 @@ class BoxResult(msgspec.Struct, frozen=True, kw_only=True):
     """How a box ended. Everything in it that the code inside could write is data, not a verdict.
 
     Attributes:
-        ending: exit, the limit that ended it, or cancelled.
+        ending: exit, the limit that ended it, or killed (by the machine, which had no memory left).
         exit_code: of the main process; negative is a signal; None if we ended the box.
         frames: what the runner reported, each one JSON value; cut off at 16 MiB in all.
         is_damaged: what came on the report descriptor is not a sequence of whole frames.

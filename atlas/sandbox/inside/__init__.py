@@ -1,1 +1,1 @@
-"""What runs inside: fork servers, boxes and what is run in them. The standard library only; nothing here is trusted afterwards."""
+"""What runs inside: fork servers, boxes and what is run in them. The standard library only."""

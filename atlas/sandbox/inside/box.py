@@ -1,0 +1,157 @@
+"""One box, from the inside of its own namespaces to the first line of untrusted code.
+
+The zygote clones a *keeper*, pid 1 of the box, which forks the *program* and reaps. The program builds the rest of the isolation
+around itself before its first untrusted line. The keeper's last word (how the program ended) only ever makes a result worse.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import resource
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NoReturn
+
+from atlas.sandbox.inside import kernel, landlock, program, runners, seccomp, view
+
+NICENESS = 10
+STACK_BYTES = 64 << 20
+ADDRESS_SPACE_FACTOR = 4  # of memory_bytes: what is mapped is not what is used
+MIN_ADDRESS_SPACE = 2 << 30
+OPEN_FILES = 256
+PENDING_SIGNALS = 256
+FAILED_SETUP = 97  # exit status of a keeper whose layers could not be had
+
+
+class Setup:
+    """What a zygote found out once, and all its boxes share."""
+
+    def __init__(self, *, uid: int, gid: int, has_proc: bool, landlock_version: int, python: str, path: list[str]) -> None:
+        self.uid = uid  # of the zygote: a new user namespace knows nobody yet
+        self.gid = gid
+        self.has_proc = has_proc
+        self.landlock_version = landlock_version
+        self.python = python
+        self.path = path
+
+
+def keep(setup: Setup, job: int, descriptors: list[int], status: int) -> NoReturn:
+    """Pid 1 of a box: forks the program and reaps. Never returns.
+
+    The program builds the isolation itself, before its first untrusted line, so that the pages of memory that this takes are
+    copied once and not twice. What is left here runs nothing but this function; no process of the box may look into it.
+
+    Args:
+        setup: of the zygote.
+        job: number that the zygote knows this box by.
+        descriptors: payload, stdin, stdout, stderr, report[, receiving, sending].
+        status: where to tell how the program ended.
+    """
+    child = os.fork()
+    if child == 0:
+        begin(setup, descriptors, partial(_fail, status, job), status)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the only one a first process would act on
+    kernel.close_all_but([status])
+    _tell(status, {"job": job, "status": _reap(child)})
+    os._exit(0)
+
+
+def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
+    """Every layer that is not made by clone itself. The order matters: each step needs a right that the next gives up."""
+    kernel.close_all_but(kept)
+    limits = order["limits"]
+    os.setsid()
+    kernel.map_ids(view.BOX_ID, setup.uid, setup.gid)
+    with contextlib.suppress(OSError):  # an old kernel, or no /proc/sys: seccomp refuses new user namespaces anyway
+        kernel.write_text("/proc/sys/user/max_user_namespaces", "0")
+    view.mount_own(limits["disk_bytes"], has_proc=setup.has_proc, has_tests=bool(order["tests"]))
+    kernel.raise_loopback()
+    os.umask(0o077)
+    os.nice(NICENESS)
+    os.chdir(view.HOME)
+    view.put_files(view.HOME, order["files"])
+    if order["tests"]:
+        view.put_files(view.TESTS, order["tests"])
+        view.close_tests()
+    kernel.drop_capabilities()
+    if setup.landlock_version:
+        landlock.restrict(["/"], list(view.WRITABLE), list(view.DEVICES))
+    limit(limits)
+    seccomp.install()
+
+
+def limit(limits: dict[str, Any]) -> None:
+    """Limits of each process. Memory of all together is watched from outside."""
+    space = max(limits["memory_bytes"] * ADDRESS_SPACE_FACTOR, MIN_ADDRESS_SPACE)
+    for name, value in (
+        (resource.RLIMIT_AS, space),
+        (resource.RLIMIT_NPROC, limits["processes"] + 1),  # the keeper counts
+        (resource.RLIMIT_FSIZE, limits["file_size_bytes"]),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_STACK, STACK_BYTES),
+        (resource.RLIMIT_SIGPENDING, PENDING_SIGNALS),
+        (resource.RLIMIT_CPU, max(1, math.ceil(limits["cpu_s"]))),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_RTPRIO, 0),
+    ):
+        hard = resource.getrlimit(name)[1]
+        value = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
+        grace = 1 if name == resource.RLIMIT_CPU else 0  # SIGXCPU first, which says what it is; then SIGKILL
+        resource.setrlimit(name, (value, value + grace))
+
+
+def begin(setup: Setup, descriptors: list[int], fail: Callable[[BaseException], NoReturn], status: int) -> NoReturn:
+    """The main process of the program: as a fresh process would find itself. Never returns."""
+    payload, stdin, stdout, stderr, report, *peer = descriptors
+    try:
+        order = program.read_order(payload)
+        isolate(setup, order, [*descriptors, status])
+        for number, descriptor in enumerate((stdin, stdout, stderr)):
+            os.dup2(descriptor, number)
+        if order["fresh"]:
+            _start_fresh(setup, payload, report, peer)
+        run = runners.runners_of(order["profile"])[order["runner"]]
+    except BaseException as error:  # still before the first line of untrusted code
+        fail(error)
+    kernel.close_all_but([0, 1, 2, report, *peer])
+    program.perform(run, order["payload"], report, peer)
+
+
+def _start_fresh(setup: Setup, payload: int, report: int, peer: list[int]) -> None:
+    """Replace this process by a new interpreter that performs the same order; no site, because its paths are known."""
+    descriptors = [payload, report, *peer]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, True)
+    arguments = json.dumps({"descriptors": descriptors, "path": setup.path})
+    script = os.path.join(view.PROGRAM, "fresh.py")
+    os.execve(setup.python, [setup.python, "-I", "-S", "-B", script, arguments], view.ENVIRONMENT)
+
+
+def _reap(program: int) -> int:
+    """Wait for everything that ends in this box until the program itself has; its wait status."""
+    while True:
+        try:
+            pid, status = os.wait()
+        except OSError as error:
+            if error.errno == errno.EINTR:
+                continue
+            raise
+        if pid == program:
+            return status
+
+
+def _fail(status: int, job: int, error: BaseException) -> NoReturn:
+    _tell(status, {"job": job, "failure": f"{type(error).__name__}: {error}"[:300]})
+    os._exit(FAILED_SETUP)
+
+
+def _tell(descriptor: int, value: dict[str, Any]) -> None:
+    os.write(descriptor, json.dumps(value).encode() + b"\n")  # shorter than PIPE_BUF: whole or not at all

@@ -1,0 +1,155 @@
+"""Which system calls a box may not make: a filter for this machine, made once.
+
+A list of what is refused, because programs of many kinds must run: what reaches beyond namespaces (keys, io_uring, bpf, other
+address families), what could make namespaces, mounts or traces, what holds memory outside the limits, and every call newer than
+the tables. A refused call fails with an error, as it would without the privilege; another architecture's call ends the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+
+from atlas.sandbox.inside.kernel import MACHINE, check, libc
+
+# name: (x86-64, aarch64); None: does not exist there
+_REFUSED: dict[str, tuple[int | None, int | None]] = {
+    "acct": (163, 89),
+    "add_key": (248, 217),
+    "adjtimex": (159, 171),
+    "bpf": (321, 280),
+    "chroot": (161, 51),
+    "clock_adjtime": (305, 266),
+    "clock_settime": (227, 112),
+    "delete_module": (176, 106),
+    "fanotify_init": (300, 262),
+    "finit_module": (313, 273),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fsopen": (430, 430),
+    "fspick": (433, 433),
+    "init_module": (175, 105),
+    "io_setup": (206, 0),  # aio-max-nr is one number for the whole machine
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "io_uring_setup": (425, 425),
+    "ioperm": (173, None),
+    "iopl": (172, None),
+    "kcmp": (312, 272),
+    "kexec_file_load": (320, 294),
+    "kexec_load": (246, 104),
+    "keyctl": (250, 219),
+    "listmount": (458, 458),
+    "lookup_dcookie": (212, 18),
+    "mbind": (237, 235),
+    "memfd_create": (319, 279),  # memory that belongs to no process
+    "memfd_secret": (447, 447),
+    "migrate_pages": (256, 238),
+    "modify_ldt": (154, None),
+    "mount": (165, 40),
+    "mount_setattr": (442, 442),
+    "move_mount": (429, 429),
+    "move_pages": (279, 239),
+    "mq_open": (240, 180),
+    "msgget": (68, 186),
+    "name_to_handle_at": (303, 264),
+    "nfsservctl": (180, 42),
+    "open_by_handle_at": (304, 265),
+    "open_tree": (428, 428),
+    "perf_event_open": (298, 241),
+    "personality": (135, 92),
+    "pidfd_getfd": (438, 438),
+    "pivot_root": (155, 41),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "ptrace": (101, 117),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "reboot": (169, 142),
+    "request_key": (249, 218),
+    "semget": (64, 190),
+    "set_mempolicy": (238, 237),
+    "set_mempolicy_home_node": (450, 450),
+    "setdomainname": (171, 162),
+    "sethostname": (170, 161),
+    "setns": (308, 268),
+    "settimeofday": (164, 170),
+    "shmget": (29, 194),
+    "statmount": (457, 457),
+    "swapoff": (168, 225),
+    "swapon": (167, 224),
+    "sysfs": (139, None),
+    "syslog": (103, 116),
+    "umount2": (166, 39),
+    "unshare": (272, 97),
+    "uselib": (134, None),
+    "userfaultfd": (323, 282),
+    "ustat": (136, None),
+    "vhangup": (153, 58),
+}
+_NEWEST = 462  # mseal, Linux 6.10; what came later is unknown to this table
+_COLUMN = 0 if MACHINE == "x86_64" else 1
+_AUDIT_ARCH = (0xC000003E, 0xC00000B7)[_COLUMN]
+_CLONE, _IOCTL, _SOCKET = ((56, 16, 41), (220, 29, 198))[_COLUMN]
+_CLONE3 = 435
+_X32_BIT = 0x40000000
+_CLONE_NEW_ANY = 0x7E020080  # the namespace flags, time included
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6: a box has its own network namespace
+
+_LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+_NUMBER, _ARCH, _FIRST, _SECOND = 0, 4, 16, 24  # offsets in struct seccomp_data; low words of the first two arguments
+
+Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+
+_SECCOMP = 317 if MACHINE == "x86_64" else 277
+_SET_MODE_FILTER = 1
+
+
+def _refuse_if(code: int, operand: int, error: int) -> list[Instruction]:
+    return [(code, 0, 1, operand), (_RETURN, 0, 0, _ERROR | error)]
+
+
+def _on_call(number: int, rules: list[Instruction]) -> list[Instruction]:
+    """Rules for one call alone; they must end in a verdict."""
+    return [(_IF_EQUAL, 0, len(rules), number), *rules]
+
+
+def instructions() -> list[Instruction]:
+    """The filter as BPF."""
+    program: list[Instruction] = [(_LOAD, 0, 0, _ARCH), (_IF_EQUAL, 1, 0, _AUDIT_ARCH), (_RETURN, 0, 0, _KILL)]
+    program += [(_LOAD, 0, 0, _NUMBER)]
+    program += _refuse_if(_IF_AT_LEAST, min(_X32_BIT, _NEWEST + 1), errno.ENOSYS)
+    program += _refuse_if(_IF_EQUAL, _CLONE3, errno.ENOSYS)  # its flags are behind a pointer; libraries fall back to clone
+    for numbers in _REFUSED.values():
+        if (number := numbers[_COLUMN]) is not None:
+            program += _refuse_if(_IF_EQUAL, number, errno.EPERM)
+    allow: Instruction = (_RETURN, 0, 0, _ALLOW)
+    program += _on_call(_CLONE, [(_LOAD, 0, 0, _FIRST), *_refuse_if(_IF_BITS, _CLONE_NEW_ANY, errno.EPERM), allow])
+    terminal = [item for code in (_TIOCSTI, _TIOCLINUX) for item in _refuse_if(_IF_EQUAL, code, errno.EPERM)]
+    program += _on_call(_IOCTL, [(_LOAD, 0, 0, _SECOND), *terminal, allow])
+    families = [item for family in _FAMILIES for item in ((_IF_EQUAL, 0, 1, family), allow)]
+    program += _on_call(_SOCKET, [(_LOAD, 0, 0, _FIRST), *families, (_RETURN, 0, 0, _ERROR | errno.EAFNOSUPPORT)])
+    return [*program, allow]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def packed() -> bytes:
+    """The filter as `struct sock_filter[]`, which is what bubblewrap's --seccomp reads too."""
+    return b"".join(struct.pack("HBBI", code, yes, no, operand) for code, yes, no, operand in instructions())
+
+
+_PACKED = ctypes.create_string_buffer(packed())
+_FILTER = _Program(len(instructions()), ctypes.addressof(_PACKED))
+
+
+def install() -> None:
+    """Filter this process and all it will start; needs no_new_privs."""
+    check(libc.syscall(_SECCOMP, _SET_MODE_FILTER, 0, ctypes.byref(_FILTER)), "seccomp")

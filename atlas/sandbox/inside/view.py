@@ -1,0 +1,171 @@
+"""The files a box can see: a root made once per zygote, read-only; per box only HOME, TESTS, /tmp, /dev/shm and /proc."""
+
+from __future__ import annotations
+
+import os
+
+from atlas.sandbox.inside.kernel import (
+    MOUNT_ATTR_RDONLY,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    bind_read_only,
+    mount,
+    pivot_root,
+    set_mount,
+    unmount,
+)
+
+BOX_ID = 1000  # uid and gid inside
+HOME = "/box/work"  # below one name that no interpreter or project lies at
+TESTS = "/box/tests"
+PROGRAM = "/run/atlas/sandbox/inside"  # this package, for fresh interpreters
+WRITABLE = (HOME, "/tmp", "/dev/shm")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": HOME,
+    "LANG": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+}
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives")
+_MOUNT_AT = "/tmp"
+_INODES = 4096
+_ACCOUNTS = {
+    "/etc/passwd": f"root:x:0:0::/:/bin/false\nbox:x:{BOX_ID}:{BOX_ID}::{HOME}:/bin/sh\n",
+    "/etc/group": f"root:x:0:\nbox:x:{BOX_ID}:\n",
+    "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+}
+
+
+def build(read_only: list[str]) -> bool:
+    """Make the root of this mount namespace; whether it has a /proc.
+
+    Args:
+        read_only: absolute paths beside the system's own that are seen at the same place.
+
+    Raises:
+        OSError: a layer cannot be had.
+    """
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    # Held open, because the new root covers /tmp while it is made, and a source may lie there.
+    sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _outermost([*_SYSTEM, *read_only])}
+    program = os.open(os.path.dirname(os.path.realpath(__file__)), os.O_PATH | os.O_CLOEXEC)
+    devices = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in DEVICES}
+    libraries = _read("/etc/ld.so.cache")
+    mount("tmpfs", _MOUNT_AT, "tmpfs", MS_NOSUID | MS_NODEV, "size=4m,mode=755")
+    for path, descriptor in sources.items():
+        _show(path, descriptor)
+    _show_at(PROGRAM, program)
+    _make_directories()
+    for path, descriptor in devices.items():
+        _write(path, b"")
+        mount(f"/proc/self/fd/{descriptor}", _MOUNT_AT + path, None, MS_BIND)
+    for path, text in _ACCOUNTS.items():
+        _write(path, text.encode())
+    if libraries:
+        _write("/etc/ld.so.cache", libraries)
+    for descriptor in (*sources.values(), program, *devices.values()):
+        os.close(descriptor)
+    return _enter()
+
+
+def _enter() -> bool:
+    os.mkdir(_MOUNT_AT + "/old")
+    pivot_root(_MOUNT_AT, _MOUNT_AT + "/old")
+    os.chdir("/")
+    try:
+        mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        has_proc = True
+    except OSError:  # a container that covers paths in /proc: its own stays, for us, and boxes have none
+        mount("/old/proc", "/proc", None, MS_BIND | MS_REC)
+        has_proc = False
+    unmount("/old")
+    os.rmdir("/old")
+    set_read_only_root()
+    return has_proc
+
+
+def set_read_only_root() -> None:
+    mount("none", "/", None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def _outermost(paths: list[str]) -> list[str]:
+    """Those that exist and lie in no other one."""
+    found = sorted({path for path in paths if os.path.lexists(path)})
+    return [path for path in found if not any(path.startswith(other.rstrip("/") + "/") for other in found)]
+
+
+def _show(path: str, descriptor: int) -> None:
+    if os.path.islink(path):
+        os.makedirs(_MOUNT_AT + os.path.dirname(path), exist_ok=True)
+        os.symlink(os.readlink(path), _MOUNT_AT + path)
+    else:
+        _show_at(path, descriptor)
+
+
+def _show_at(path: str, descriptor: int) -> None:
+    os.makedirs(_MOUNT_AT + path, exist_ok=True)
+    bind_read_only(f"/proc/self/fd/{descriptor}", _MOUNT_AT + path)
+
+
+def _make_directories() -> None:
+    for path in ("/proc", "/dev", "/etc", "/run", TESTS, *WRITABLE):
+        os.makedirs(_MOUNT_AT + path, exist_ok=True)
+    for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        os.symlink(f"/proc/self/{target}", f"{_MOUNT_AT}/dev/{name}")
+
+
+def _write(path: str, content: bytes) -> None:
+    with open(_MOUNT_AT + path, "wb") as file:
+        file.write(content)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def mount_own(disk_bytes: int, *, has_proc: bool, has_tests: bool) -> None:
+    """What one box has for itself. /proc shows its own processes and nothing else of the machine."""
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY
+    if has_proc:
+        mount("proc", "/proc", "proc", flags, "hidepid=2,subset=pid")
+    else:
+        mount("tmpfs", "/proc", "tmpfs", flags, "size=4k")
+    for path in (*WRITABLE, *((TESTS,) if has_tests else ())):
+        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_bytes},nr_inodes={_INODES},mode=700")
+
+
+def close_tests() -> None:
+    """From here on TESTS cannot be written."""
+    set_mount(TESTS, MOUNT_ATTR_RDONLY)
+
+
+def put_files(directory: str, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = os.path.join(directory, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+
+
+def interpreter_paths(python: str) -> list[str]:
+    """Where an interpreter and its packages lie: links resolved, and each link on the way."""
+    places, link = [], os.path.abspath(python)
+    while True:
+        places.append(os.path.dirname(os.path.dirname(link)))
+        if not os.path.islink(link):
+            break
+        link = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
+    return [*dict.fromkeys(places)]

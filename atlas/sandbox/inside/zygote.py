@@ -1,0 +1,204 @@
+"""A fork server: started by exec with an empty environment, warm with what its boxes need, seeing only what they may see.
+
+    python -I zygote.py CONTROL_FD CONFIGURATION
+
+One message on the control socket is one box: a number, and its descriptors. What goes back: `ready` or `broken` once; then for
+each box `started` with its pid (in the zygote's pid namespace) and `ended` with how its program ended. `kill` ends a box. When
+the socket closes the zygote ends, and with it, being pid 1 of its namespace, everything it has started.
+"""
+
+import array
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+if __name__ == "__main__":  # run as a file: neither `atlas` nor its packages may be imported for real
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    import fresh  # type: ignore[import-not-found]
+
+    del sys.path[0]
+    room = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    fresh.stand_in(("atlas", os.path.dirname(room)), ("atlas.sandbox", room))
+
+from atlas.sandbox.inside import box, kernel, landlock, program, runners, view
+
+OWN_NAMESPACES = (
+    kernel.CLONE_NEWNS
+    | kernel.CLONE_NEWPID
+    | kernel.CLONE_NEWIPC
+    | kernel.CLONE_NEWUTS
+    | kernel.CLONE_NEWNET
+    | kernel.CLONE_NEWCGROUP
+)
+BOX_NAMESPACES = (
+    kernel.CLONE_NEWUSER
+    | kernel.CLONE_NEWNS
+    | kernel.CLONE_NEWPID
+    | kernel.CLONE_NEWIPC
+    | kernel.CLONE_NEWUTS
+    | kernel.CLONE_NEWNET
+)
+MESSAGE_BYTES = 1 << 16
+MAX_DESCRIPTORS = 7
+OOM_SCORE = "500"  # of two processes the kernel may end, a box goes first
+
+
+class Zygote:
+    """The loop. One thread, no timers: whoever watches time and memory sits at the other end of the socket."""
+
+    def __init__(self, control: socket.socket, setup: box.Setup) -> None:
+        self._control = control
+        self._setup = setup
+        self._status, self._status_for_boxes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._boxes: dict[int, tuple[int, int]] = {}  # pidfd -> (job, pid)
+        self._endings: dict[int, dict[str, Any]] = {}
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+
+    def serve(self) -> None:
+        """Until the other end is gone."""
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor != self._control.fileno():
+                    self._bury(descriptor)
+                elif not self._obey():
+                    return
+
+    def _obey(self) -> bool:
+        message, ancillary, _, _ = self._control.recvmsg(MESSAGE_BYTES, socket.CMSG_LEN(4 * MAX_DESCRIPTORS))
+        if not message:
+            return False
+        descriptors = array.array("i")
+        for _, _, data in ancillary:
+            descriptors.frombytes(data)
+        order = json.loads(message)
+        if "kill" in order:
+            self._kill(order["kill"])
+        else:
+            self._start(order["job"], list(descriptors))
+        return True
+
+    def _start(self, job: int, descriptors: list[int]) -> None:
+        try:
+            pid, pidfd = kernel.clone(BOX_NAMESPACES)
+        except OSError as error:
+            self._endings[job] = {"failure": str(error)}
+            pid, pidfd = -1, -1
+        if pid == 0:
+            box.keep(self._setup, job, descriptors, self._status_for_boxes)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if pid < 0:
+            self._send({"ended": job, **self._endings.pop(job)})
+            return
+        self._boxes[pidfd] = (job, pid)
+        self._poll.register(pidfd, select.POLLIN)
+        self._send({"started": job, "pid": pid})
+
+    def _kill(self, job: int) -> None:
+        for number, pid in self._boxes.values():
+            if number == job:
+                os.kill(pid, signal.SIGKILL)  # not waited for yet, so the pid is still its own
+
+    def _bury(self, pidfd: int) -> None:
+        job, pid = self._boxes.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        _, _, usage = os.wait4(pid, 0)
+        self._hear()
+        ending = self._endings.pop(job, {})  # none: killed, by us or by the kernel
+        cpu_s = usage.ru_utime + usage.ru_stime
+        self._send({"ended": job, "cpu_s": cpu_s, "peak_bytes": usage.ru_maxrss * 1024, **ending})
+
+    def _hear(self) -> None:
+        """What came from boxes: a keeper says how its program ended, a program why it could not begin."""
+        try:
+            text = os.read(self._status, MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        for line in text.splitlines():
+            ending = json.loads(line)
+            self._endings.setdefault(ending.pop("job"), {}).update(ending)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._control.send(json.dumps(message).encode())
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    configuration = json.loads(sys.argv[2])
+    is_root = os.getuid() == 0
+    try:
+        _enter_namespaces(is_root)
+        warm = os.fork()  # pid 1 of the new namespace
+    except OSError as error:
+        _break(control, error)
+    if warm:
+        control.close()
+        os.waitpid(warm, 0)
+        os._exit(0)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        setup = _prepare(configuration, is_root)
+    except BaseException as error:  # whatever it is, the pool must hear of it
+        _break(control, error)
+    zygote = Zygote(control, setup)
+    control.send(json.dumps({"ready": {"proc": setup.has_proc, "landlock": setup.landlock_version}}).encode())
+    zygote.serve()
+    os._exit(0)
+
+
+def _enter_namespaces(is_root: bool) -> None:
+    uid, gid = os.getuid(), os.getgid()
+    kernel.unshare(OWN_NAMESPACES | (0 if is_root else kernel.CLONE_NEWUSER))
+    if not is_root:
+        kernel.map_ids(0, uid, gid)
+
+
+def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
+    """Warm up, then give up what is not needed any more."""
+    program.restore_signals()
+    kernel.set_hostname(b"box")
+    runners.warm(configuration["profile"])
+    path = [entry for entry in sys.path if os.path.isdir(entry)]
+    kernel.write_text("/proc/self/oom_score_adj", OOM_SCORE)
+    has_proc = view.build([*view.interpreter_paths(sys.executable), *configuration["read_only"]])
+    if is_root:
+        _become(configuration["uid"])
+    os.environ.clear()
+    os.environ.update(view.ENVIRONMENT)
+    os.chdir("/")
+    gc.collect()
+    gc.freeze()
+    return box.Setup(
+        uid=os.getuid(),
+        gid=os.getgid(),
+        has_proc=has_proc,
+        landlock_version=landlock.version(),
+        python=sys.executable,
+        path=path,
+    )
+
+
+def _become(uid: int) -> None:
+    """Nobody's uid: a limit on processes does not hold for root, whatever its namespace."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # /proc/self is ours again
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # which changing ids has cleared
+
+
+def _break(control: socket.socket, error: BaseException) -> NoReturn:
+    number = error.errno if isinstance(error, OSError) else None
+    control.send(json.dumps({"broken": f"{type(error).__name__}: {error}"[:1000], "errno": number}).encode())
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

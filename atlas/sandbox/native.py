@@ -1,0 +1,168 @@
+"""The native tier: boxes cloned from warm zygotes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from atlas.errors import SandboxUnavailable
+from atlas.sandbox.boxes import BoxResult, BoxSpec
+from atlas.sandbox.supervision import Box
+from atlas.sandbox.watch import MemoryWatch
+from atlas.sandbox.zygotes import Configuration, Ended, Zygote
+from atlas.types import Tier
+
+log = structlog.get_logger("atlas.sandbox")
+
+FEW_SLOTS = 2
+SLOTS_PER_ZYGOTE = 4
+EAGER = ("lite", "pytest")  # the others are started when first asked for
+
+
+class Running(NamedTuple):
+    """A box on its way."""
+
+    job: int
+    box: Box
+    ending: asyncio.Future[Ended]
+
+
+class NativeBoxes:
+    """`Boxes` of the native tier. Used from one event loop."""
+
+    tier: Tier = "native"
+
+    def __init__(self, *, python: str, uid: int, slots: int) -> None:
+        self._python = python
+        self._uid = uid
+        # Two take twice as much work as one on two cores; from there on one for four slots (design/sandbox.md 6.1).
+        self._per_profile = max(min(slots, FEW_SLOTS), slots // SLOTS_PER_ZYGOTE)
+        self._zygotes: dict[str, list[Zygote]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._jobs = itertools.count(1)
+        self._watch = MemoryWatch()
+        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self.restarts = 0
+
+    @property
+    def num_zygotes(self) -> int:
+        return sum(zygote.is_alive for zygotes in self._zygotes.values() for zygote in zygotes)
+
+    async def start(self) -> dict[str, object]:
+        """Start one zygote that boxes can be made with; the rest follow as they are needed. What its layers are.
+
+        Raises:
+            SandboxUnavailable: this machine does not give what the tier needs.
+        """
+        zygote = Zygote(self._configuration("lite"))
+        await zygote.start()
+        self._zygotes["lite"] = [zygote]
+        return zygote.layers
+
+    async def warm_up(self) -> None:
+        """Start what will be needed soon."""
+        for profile in EAGER:
+            await self._choose(profile)
+
+    async def close(self) -> None:
+        self._watch.close()
+        for zygote in [zygote for zygotes in self._zygotes.values() for zygote in zygotes]:
+            await zygote.stop()
+        os.close(self._null)
+
+    async def run(self, spec: BoxSpec) -> BoxResult:
+        return await self._finish(self._submit(await self._choose(spec.profile), spec))
+
+    async def run_pair(self, tests: BoxSpec, candidate: BoxSpec) -> tuple[BoxResult, BoxResult]:
+        for_tests, for_candidate = await self._choose(tests.profile), await self._choose(candidate.profile)
+        questions, answers = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)  # each: read end, write end
+        async with asyncio.TaskGroup() as group:
+            try:
+                serving = self._submit(for_candidate, candidate, (questions[0], answers[1]))
+                served = group.create_task(self._finish(serving))
+                asking = self._submit(for_tests, tests, (answers[0], questions[1]))
+            finally:
+                for descriptor in (*questions, *answers):
+                    os.close(descriptor)
+            result = await self._finish(asking)
+            serving.box.end("killed")
+        return result, served.result()
+
+    async def _finish(self, running: Running) -> BoxResult:
+        """Wait for its end; if nobody wants it any more, end it."""
+        try:
+            return running.box.result(await asyncio.shield(running.ending))
+        except asyncio.CancelledError:
+            running.box.end("killed")
+            with contextlib.suppress(SandboxUnavailable):
+                await running.ending
+            raise
+        finally:
+            self._watch.forget(running.job)
+            running.box.close()
+
+    def _submit(self, zygote: Zygote, spec: BoxSpec, peer: Sequence[int] = ()) -> Running:
+        """Hand a box to its zygote; all descriptors of the other side are closed here."""
+        job = next(self._jobs)
+        readable, writable = zip(*(os.pipe2(os.O_CLOEXEC) for _ in range(3)), strict=True)
+        payload = _file(_order(spec))
+        stdin = _file(spec.stdin) if spec.stdin else os.dup(self._null)
+        box = Box(spec, lambda: zygote.kill(job), *readable)
+        try:
+            ending = zygote.submit(job, (payload, stdin, *writable, *peer), box.start_clock)
+        except SandboxUnavailable:
+            box.close()
+            raise
+        finally:
+            for descriptor in (payload, stdin, *writable):
+                os.close(descriptor)
+        self._watch.add(job, zygote, box)
+        return Running(job, box, ending)
+
+    async def _choose(self, profile: str) -> Zygote:
+        """The least busy zygote of a profile; those that are missing are started, one at a time."""
+        alive = [zygote for zygote in self._zygotes.get(profile, ()) if zygote.is_alive]
+        if len(alive) < self._per_profile and not (alive and self._lock(profile).locked()):
+            alive = await self._replenish(profile)
+        return min(alive, key=lambda zygote: zygote.num_boxes)
+
+    async def _replenish(self, profile: str) -> list[Zygote]:
+        async with self._lock(profile):
+            known = self._zygotes.get(profile, [])
+            alive = [zygote for zygote in known if zygote.is_alive]
+            self.restarts += len(known) - len(alive)
+            while len(alive) < self._per_profile:
+                zygote = Zygote(self._configuration(profile))
+                await zygote.start()
+                alive.append(zygote)
+            self._zygotes[profile] = alive
+            return alive
+
+    def _lock(self, profile: str) -> asyncio.Lock:
+        return self._locks.setdefault(profile, asyncio.Lock())
+
+    def _configuration(self, profile: str) -> Configuration:
+        return Configuration(profile=profile, python=self._python, uid=self._uid)
+
+
+def _order(spec: BoxSpec) -> bytes:
+    """What the box reads: everything but stdin, which is a file of its own."""
+    return msgspec.json.encode(
+        {name: getattr(spec, name) for name in spec.__struct_fields__ if name != "stdin"}
+        | {"limits": msgspec.structs.asdict(spec.limits)}
+    )
+
+
+def _file(content: bytes) -> int:
+    """A nameless file in memory, at its start."""
+    descriptor = os.memfd_create("box", os.MFD_CLOEXEC)
+    os.write(descriptor, content)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor

@@ -1,0 +1,171 @@
+"""One box from the pool's side: what it writes is read and bounded, its time is kept, and its ending is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from atlas.errors import SandboxUnavailable
+from atlas.sandbox.boxes import BoxResult, BoxSpec, Ending
+from atlas.sandbox.inside.frames import FRAME_LIMIT_BYTES, HEADER
+from atlas.sandbox.zygotes import Ended
+
+READ_BYTES = 1 << 16
+STDERR_BYTES = 256 * 1024
+REPORT_BYTES = FRAME_LIMIT_BYTES
+
+
+class Output:
+    """Reads one pipe as it fills; calls `on_full` once when more came than may be kept."""
+
+    def __init__(self, descriptor: int, limit_bytes: int, on_full: Callable[[], None]) -> None:
+        self._descriptor = descriptor
+        self._limit_bytes = limit_bytes
+        self._on_full = on_full
+        self._head = bytearray()
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(descriptor, False)
+        self._loop.add_reader(descriptor, self.read)
+
+    def read(self) -> bool:
+        """Take what is there; False if nothing is, or never will be."""
+        try:
+            part = os.read(self._descriptor, READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not part:
+            self._loop.remove_reader(self._descriptor)
+            return False
+        self._keep(part)
+        return True
+
+    def _keep(self, part: bytes) -> None:
+        room = self._limit_bytes - len(self._head)
+        self._head += part[: max(0, room)]
+        if len(part) > room >= 0:
+            self._limit_bytes = -1  # whatever follows is dropped
+            self._on_full()
+
+    def close(self) -> bytes:
+        """Everything kept; what is still in the pipe is read first. All writers have ended by now."""
+        while self.read():
+            pass
+        self._loop.remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        return bytes(self._head)
+
+
+class HeadAndTail(Output):
+    """Keeps the first and the last half of what may be kept; nothing is ever too much."""
+
+    def __init__(self, descriptor: int, limit_bytes: int) -> None:
+        super().__init__(descriptor, limit_bytes // 2, lambda: None)
+        self._half = limit_bytes // 2
+        self._tail = bytearray()
+        self._dropped = 0
+
+    def _keep(self, part: bytes) -> None:
+        room = self._half - len(self._head)
+        self._head += part[:room]
+        self._tail += part[room:]
+        surplus = len(self._tail) - self._half
+        if surplus > 0:
+            del self._tail[:surplus]
+            self._dropped += surplus
+
+    def close(self) -> bytes:
+        head = super().close()
+        gap = f"\n... {self._dropped} bytes left out ...\n".encode() if self._dropped else b""
+        return head + gap + bytes(self._tail)
+
+
+class Box:
+    """A box that runs. Its ending may be decided here (a limit, a cancellation) or by itself."""
+
+    def __init__(self, spec: BoxSpec, kill: Callable[[], None], stdout: int, stderr: int, report: int) -> None:
+        self.spec = spec
+        self.started_s = 0.0
+        self.seen_bytes = 0  # most memory the watch has seen, and the processor time
+        self.seen_cpu_s = 0.0
+        self._kill = kill
+        self._reason: Ending | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._written: tuple[bytes, bytes, bytes] | None = None
+        self._stdout = Output(stdout, spec.limits.output_bytes, lambda: self.end("output"))
+        self._stderr = HeadAndTail(stderr, STDERR_BYTES)
+        self._report = Output(report, REPORT_BYTES, lambda: self.end("output"))
+
+    def start_clock(self) -> None:
+        self.started_s = self._loop.time()
+        self._timer = self._loop.call_later(self.spec.limits.wall_s, self.end, "wall")
+
+    def end(self, reason: Ending) -> None:
+        """End it for this reason; the first reason stands."""
+        if self._reason is None:
+            self._reason = reason
+            self._kill()
+
+    def close(self) -> tuple[bytes, bytes, bytes]:
+        """Stop the clock and take stdout, stderr and report; nothing of the box is left by now."""
+        if self._written is None:
+            if self._timer:
+                self._timer.cancel()
+            self._written = self._stdout.close(), self._stderr.close(), self._report.close()
+        return self._written
+
+    def result(self, ended: Ended) -> BoxResult:
+        """What there is to say, now that it has ended.
+
+        Raises:
+            SandboxUnavailable: a layer could not be had, or the fresh interpreter did not come up.
+        """
+        wall_s = self._loop.time() - self.started_s if self.started_s else 0.0
+        stdout, stderr, report = self.close()
+        if ended.failure is not None:
+            raise SandboxUnavailable(f"a box could not be made: {ended.failure}")
+        frames, is_damaged = parse_frames(report)
+        if self.spec.fresh and self._reason is None and frames[:1] != [{"begun": True}]:
+            raise SandboxUnavailable("a fresh interpreter did not start in its box")
+        exit_code = None if ended.status is None else os.waitstatus_to_exitcode(ended.status)
+        ending = self._ending(exit_code, ended.cpu_s)
+        return BoxResult(
+            ending=ending,
+            exit_code=exit_code if ending == "exit" else None,
+            frames=tuple(frames[1:] if self.spec.fresh else frames),
+            is_damaged=is_damaged,
+            stdout=stdout,
+            stderr=stderr,
+            wall_s=wall_s,
+            cpu_s=max(ended.cpu_s, self.seen_cpu_s),
+            peak_bytes=max(ended.peak_bytes, self.seen_bytes),
+        )
+
+    def _ending(self, exit_code: int | None, cpu_s: float) -> Ending:
+        if self._reason is not None:
+            return self._reason
+        if exit_code is None:
+            return "killed"
+        used_up = cpu_s >= self.spec.limits.cpu_s
+        return "cpu" if exit_code == -signal.SIGXCPU or (exit_code == -signal.SIGKILL and used_up) else "exit"
+
+
+def parse_frames(report: bytes) -> tuple[list[Any], bool]:
+    """Whole frames from the start, and whether something else follows them. The writer is not trusted."""
+    frames: list[Any] = []
+    position = 0
+    while position + HEADER.size <= len(report):
+        (length,) = HEADER.unpack_from(report, position)
+        body = report[position + HEADER.size : position + HEADER.size + length]
+        if len(body) < length:
+            break
+        try:
+            frames.append(json.loads(body))
+        except (ValueError, RecursionError):
+            return frames, True
+        position += HEADER.size + length
+    return frames, position != len(report)
