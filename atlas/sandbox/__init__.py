@@ -3,3 +3,7 @@
 `Sandbox.run(program, limits)` answers with an `Execution` (`types.py`). What the code does wrong is a value in it; what goes
 wrong with us is an exception (`SandboxUnavailable`, `SandboxRefused`, `SandboxOverloaded`) and says nothing about the code.
 """
+
+from atlas.sandbox.client import Sandbox
+
+__all__ = ["Sandbox"]

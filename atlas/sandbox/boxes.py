@@ -62,6 +62,21 @@ class Boxes(Protocol):
     """A tier. Cancelling the call ends the box, and the call returns only when nothing of the box is left."""
 
     tier: Tier
+    slots: int  # how many boxes, or pairs, at the same time
+
+    @property
+    def num_zygotes(self) -> int:
+        """Warm processes that are alive."""
+        ...
+
+    @property
+    def num_restarts(self) -> int:
+        """How many of them have died."""
+        ...
+
+    async def close(self) -> None:
+        """End everything that runs."""
+        ...
 
     async def run(self, spec: BoxSpec) -> BoxResult:
         """Run one box to its end.

@@ -40,6 +40,7 @@ class NativeBoxes:
     tier: Tier = "native"
 
     def __init__(self, *, python: str, uid: int, slots: int) -> None:
+        self.slots = slots
         self._python = python
         self._uid = uid
         # Two take twice as much work as one on two cores; from there on one for four slots (design/sandbox.md 6.1).
@@ -49,7 +50,7 @@ class NativeBoxes:
         self._jobs = itertools.count(1)
         self._watch = MemoryWatch()
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self.restarts = 0
+        self.num_restarts = 0
 
     @property
     def num_zygotes(self) -> int:
@@ -137,7 +138,7 @@ class NativeBoxes:
         async with self._lock(profile):
             known = self._zygotes.get(profile, [])
             alive = [zygote for zygote in known if zygote.is_alive]
-            self.restarts += len(known) - len(alive)
+            self.num_restarts += len(known) - len(alive)
             while len(alive) < self._per_profile:
                 zygote = Zygote(self._configuration(profile))
                 await zygote.start()
