@@ -41,7 +41,7 @@ serve: install  ## serve the best model this machine can run (nano if none is th
 	$(VENV)/bin/atlas serve
 
 # Real servers and a real browser for the tests; without root or sudo the tests that need them say so and are skipped.
-SYSTEM_PACKAGES := redis-server postgresql chromium
+SYSTEM_PACKAGES := redis-server postgresql chromium bubblewrap
 SUDO := $(shell [ "$$(id -u)" = 0 ] || (command -v sudo >/dev/null && sudo -n true 2>/dev/null && echo sudo))
 system: $(VENV)/.system
 $(VENV)/.system: | $(VENV)/.installed
