@@ -23,6 +23,8 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
         files: written into the working directory HOME (inside/view.py), which is writable; relative paths, checked before.
         tests: written into TESTS (inside/view.py), which is read-only once the runner begins.
         fresh: the runner is called in a fresh interpreter rather than in a fork of a warm one.
+        has_keeper: a process of ours is pid 1. Without one the program is, which costs a third less, and whose signals to itself
+            have no default action; for runners that call functions, not for whole programs.
     """
 
     runner: str
@@ -33,6 +35,7 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
     tests: dict[str, str] = {}
     limits: RunLimits = RunLimits()
     fresh: bool = False
+    has_keeper: bool = True
 
 
 class BoxResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -117,7 +117,7 @@ class NativeBoxes:
         stdin = _file(spec.stdin) if spec.stdin else os.dup(self._null)
         box = Box(spec, lambda: zygote.kill(job), *readable)
         try:
-            ending = zygote.submit(job, (payload, stdin, *writable, *peer), box.start_clock)
+            ending = zygote.submit(job, (payload, stdin, *writable, *peer), box.start_clock, has_keeper=spec.has_keeper)
         except SandboxUnavailable:
             box.close()
             raise

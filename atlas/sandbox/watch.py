@@ -55,7 +55,8 @@ class MemoryWatch:
     def _check(self, job: int, zygote: Zygote, box: Box) -> None:
         if job not in self._keepers:
             self._keepers[job] = find_keeper(zygote, zygote.pids.get(job, 0))
-        pids = list(descendants(self._keepers[job]))
+        first = self._keepers[job]
+        pids = [*(() if box.spec.has_keeper else (first,)), *descendants(first)]
         box.seen_cpu_s = max(box.seen_cpu_s, sum(map(cpu_s, pids)))  # what is killed takes its account along
         used = sum(map(resident_bytes, pids))
         if used > box.spec.limits.memory_bytes:

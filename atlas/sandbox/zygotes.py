@@ -105,7 +105,9 @@ class Zygote:
             await self.stop()
             raise
 
-    def submit(self, job: int, descriptors: Sequence[int], on_started: Callable[[], None]) -> asyncio.Future[Ended]:
+    def submit(
+        self, job: int, descriptors: Sequence[int], on_started: Callable[[], None], *, has_keeper: bool
+    ) -> asyncio.Future[Ended]:
         """Make a box of these descriptors, which stay the caller's to close.
 
         Raises:
@@ -115,7 +117,10 @@ class Zygote:
             raise SandboxUnavailable("the sandbox's process has ended; it is being started again", retry_after_s=1)
         rights = array.array("i", descriptors)
         try:
-            self._socket.sendmsg([b'{"job":%d}' % job], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            self._socket.sendmsg(
+                [b'{"job":%d,"keeper":%s}' % (job, b"true" if has_keeper else b"false")],
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
+            )
         except OSError as error:
             raise SandboxUnavailable(f"the sandbox's process does not take work: {error.strerror}", retry_after_s=1) from None
         ending = asyncio.get_running_loop().create_future()

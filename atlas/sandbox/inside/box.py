@@ -1,20 +1,18 @@
 """One box, from the inside of its own namespaces to the first line of untrusted code.
 
-The zygote clones a *keeper*, pid 1 of the box, which forks the *program* and reaps. The program builds the rest of the isolation
-around itself before its first untrusted line. The keeper's last word (how the program ended) only ever makes a result worse.
+The zygote clones a *keeper*, pid 1 of the box, which forks the *program* and reaps; or, where nothing is to be reaped,
+the program at once. The program builds the rest of the isolation around itself before its first untrusted line. The keeper's last word (how
+the program ended) only ever makes a result worse.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
 import resource
 import signal
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NoReturn
 
 from atlas.sandbox.inside import kernel, landlock, program, runners, seccomp, view
@@ -41,10 +39,11 @@ class Setup:
 
 
 def keep(setup: Setup, job: int, descriptors: list[int], status: int) -> NoReturn:
-    """Pid 1 of a box: forks the program and reaps. Never returns.
+    """Pid 1 of a box with a keeper: forks the program and reaps. Never returns.
 
     The program builds the isolation itself, before its first untrusted line, so that the pages of memory that this takes are
-    copied once and not twice. What is left here runs nothing but this function; no process of the box may look into it.
+    copied once and not twice. What is left here runs nothing but this function, which touches as few pages as it can; no process
+    of the box may look into it.
 
     Args:
         setup: of the zygote.
@@ -52,13 +51,17 @@ def keep(setup: Setup, job: int, descriptors: list[int], status: int) -> NoRetur
         descriptors: payload, stdin, stdout, stderr, report[, receiving, sending].
         status: where to tell how the program ended.
     """
-    child = os.fork()
+    child = kernel.fork()
     if child == 0:
-        begin(setup, descriptors, partial(_fail, status, job), status)
+        begin(setup, job, descriptors, status)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the only one a first process would act on
-    kernel.close_all_but([status])
-    _tell(status, {"job": job, "status": _reap(child)})
+    kernel.close_range(0, status - 1)
+    kernel.close_range(status + 1, kernel.LAST_DESCRIPTOR)
+    pid = ended = 0
+    while pid != child:
+        pid, ended = os.wait()
+    os.write(status, b'{"job":%d,"status":%d}\n' % (job, ended))
     os._exit(0)
 
 
@@ -108,10 +111,11 @@ def limit(limits: dict[str, Any]) -> None:
         resource.setrlimit(name, (value, value + grace))
 
 
-def begin(setup: Setup, descriptors: list[int], fail: Callable[[BaseException], NoReturn], status: int) -> NoReturn:
+def begin(setup: Setup, job: int, descriptors: list[int], status: int) -> NoReturn:
     """The main process of the program: as a fresh process would find itself. Never returns."""
     payload, stdin, stdout, stderr, report, *peer = descriptors
     try:
+        kernel.after_fork()
         order = program.read_order(payload)
         isolate(setup, order, [*descriptors, status])
         for number, descriptor in enumerate((stdin, stdout, stderr)):
@@ -120,7 +124,9 @@ def begin(setup: Setup, descriptors: list[int], fail: Callable[[BaseException], 
             _start_fresh(setup, payload, report, peer)
         run = runners.runners_of(order["profile"])[order["runner"]]
     except BaseException as error:  # still before the first line of untrusted code
-        fail(error)
+        text = json.dumps({"job": job, "failure": f"{type(error).__name__}: {error}"[:300]})
+        os.write(status, text.encode() + b"\n")  # shorter than PIPE_BUF: whole or not at all
+        os._exit(FAILED_SETUP)
     kernel.close_all_but([0, 1, 2, report, *peer])
     program.perform(run, order["payload"], report, peer)
 
@@ -133,25 +139,3 @@ def _start_fresh(setup: Setup, payload: int, report: int, peer: list[int]) -> No
     arguments = json.dumps({"descriptors": descriptors, "path": setup.path})
     script = os.path.join(view.PROGRAM, "fresh.py")
     os.execve(setup.python, [setup.python, "-I", "-S", "-B", script, arguments], view.ENVIRONMENT)
-
-
-def _reap(program: int) -> int:
-    """Wait for everything that ends in this box until the program itself has; its wait status."""
-    while True:
-        try:
-            pid, status = os.wait()
-        except OSError as error:
-            if error.errno == errno.EINTR:
-                continue
-            raise
-        if pid == program:
-            return status
-
-
-def _fail(status: int, job: int, error: BaseException) -> NoReturn:
-    _tell(status, {"job": job, "failure": f"{type(error).__name__}: {error}"[:300]})
-    os._exit(FAILED_SETUP)
-
-
-def _tell(descriptor: int, value: dict[str, Any]) -> None:
-    os.write(descriptor, json.dumps(value).encode() + b"\n")  # shorter than PIPE_BUF: whole or not at all

@@ -77,12 +77,22 @@ def check(result: int, what: str) -> int:
 def clone(flags: int) -> tuple[int, int]:
     """Fork into new namespaces: (pid, pidfd) in the parent, (0, -1) in the child.
 
-    One fork instead of unshare and two. No hook for forks runs, so the child must be short code of ours that forks once more with
-    `os.fork`; this process must have one thread only.
+    One fork instead of unshare and two. No hook for forks runs, in neither libc nor the interpreter: the child calls `after_fork`
+    or forks once more. This process must have one thread only.
     """
     pidfd = ctypes.c_int(-1)
     pid = _locked.syscall(_SYS_CLONE, ctypes.c_ulong(flags | CLONE_PIDFD | SIGCHLD), None, ctypes.byref(pidfd), None, None)
     return check(pid, f"clone {flags:#x}"), pidfd.value if pid else -1
+
+
+def fork() -> int:
+    """Fork without the hooks of the interpreter, for a parent that does next to nothing; the child calls `after_fork`."""
+    return check(_locked.fork(), "fork")
+
+
+def after_fork() -> None:
+    """Tell the interpreter that this is another process now: locks, random numbers, threads."""
+    ctypes.pythonapi.PyOS_AfterFork_Child()
 
 
 def unshare(flags: int) -> None:
@@ -125,6 +135,9 @@ def set_hostname(name: bytes) -> None:
     check(libc.sethostname(name, len(name)), "sethostname")
 
 
+LAST_DESCRIPTOR = 0x7FFFFFFF
+
+
 def close_range(first: int, last: int) -> None:
     if first <= last:
         check(libc.syscall(_SYS_CLOSE_RANGE, first, last, 0), "close_range")
@@ -136,7 +149,7 @@ def close_all_but(kept: list[int]) -> None:
     for descriptor in sorted(set(kept)):
         close_range(first, descriptor - 1)
         first = descriptor + 1
-    close_range(first, 0x7FFFFFFF)
+    close_range(first, LAST_DESCRIPTOR)
 
 
 def write_text(path: str, text: str) -> None:

@@ -55,7 +55,7 @@ class Zygote:
         self._control = control
         self._setup = setup
         self._status, self._status_for_boxes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._boxes: dict[int, tuple[int, int]] = {}  # pidfd -> (job, pid)
+        self._boxes: dict[int, tuple[int, int, bool]] = {}  # pidfd -> (job, pid, has a keeper)
         self._endings: dict[int, dict[str, Any]] = {}
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
@@ -80,38 +80,41 @@ class Zygote:
         if "kill" in order:
             self._kill(order["kill"])
         else:
-            self._start(order["job"], list(descriptors))
+            self._start(order["job"], list(descriptors), has_keeper=order["keeper"])
         return True
 
-    def _start(self, job: int, descriptors: list[int]) -> None:
+    def _start(self, job: int, descriptors: list[int], *, has_keeper: bool) -> None:
         try:
             pid, pidfd = kernel.clone(BOX_NAMESPACES)
         except OSError as error:
             self._endings[job] = {"failure": str(error)}
             pid, pidfd = -1, -1
         if pid == 0:
-            box.keep(self._setup, job, descriptors, self._status_for_boxes)
+            enter = box.keep if has_keeper else box.begin
+            enter(self._setup, job, descriptors, self._status_for_boxes)
         for descriptor in descriptors:
             os.close(descriptor)
         if pid < 0:
             self._send({"ended": job, **self._endings.pop(job)})
             return
-        self._boxes[pidfd] = (job, pid)
+        self._boxes[pidfd] = (job, pid, has_keeper)
         self._poll.register(pidfd, select.POLLIN)
         self._send({"started": job, "pid": pid})
 
     def _kill(self, job: int) -> None:
-        for number, pid in self._boxes.values():
+        for number, pid, _ in self._boxes.values():
             if number == job:
                 os.kill(pid, signal.SIGKILL)  # not waited for yet, so the pid is still its own
 
     def _bury(self, pidfd: int) -> None:
-        job, pid = self._boxes.pop(pidfd)
+        job, pid, has_keeper = self._boxes.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
-        _, _, usage = os.wait4(pid, 0)
+        _, status, usage = os.wait4(pid, 0)
         self._hear()
-        ending = self._endings.pop(job, {})  # none: killed, by us or by the kernel
+        ending = self._endings.pop(job, {})  # a keeper that told nothing was killed, by us or by the kernel
+        if not has_keeper:
+            ending.setdefault("status", status)
         cpu_s = usage.ru_utime + usage.ru_stime
         self._send({"ended": job, "cpu_s": cpu_s, "peak_bytes": usage.ru_maxrss * 1024, **ending})
 
