@@ -1,8 +1,8 @@
 """One box, from the inside of its own namespaces to the first line of untrusted code.
 
-The zygote clones a *keeper*, pid 1 of the box, which forks the *program* and reaps; or, where nothing is to be reaped,
-the program at once. The program builds the rest of the isolation around itself before its first untrusted line. The keeper's last word (how
-the program ended) only ever makes a result worse.
+The zygote clones a *keeper*, pid 1 of the box, which forks the *program* and reaps; where nothing is to be reaped, it clones the
+program at once. The program builds the rest of the isolation around itself before its first untrusted line. The keeper's last
+word (how the program ended) only ever makes a result worse.
 """
 
 from __future__ import annotations
