@@ -1,8 +1,8 @@
 """What isolation costs: ATLAS's sandbox beside what people run candidates with, in one run.
 
 Rows alternate, figures are medians over all rounds. ATLAS is asked through its socket, as the server asks it: a pool process, a
-box of its own for every run, tier and `sealed` as stated in each row. The peers are a cold `python -m pytest` (plugins off, in its
-favour), bubblewrap around a fresh interpreter, a plain fresh interpreter, and a warm process that forks per candidate without
+box of its own for every run, tier and `sealed` as stated in each row. The peers are a cold `python -m pytest` (plugins off, in
+its favour), bubblewrap around a fresh interpreter, a plain fresh interpreter, and a warm process that forks per candidate without
 any isolation, as the graders of public benchmarks do. Load is the machine's, over the last minute.
 
     python -m benchmarks.sandbox [--rounds 5] [--runs 20] [--seconds 4]
@@ -234,9 +234,8 @@ def main() -> None:
         )
     for name, rate in report["runs_per_s"].items():
         print(f"{name:34} {rate:8.0f} runs/s on {report['cores']} cores")
-    print(
-        f"cancel twenty that spin            {report['cancel_20_ms']['median_ms']:8.0f} ms, worst {report['cancel_20_ms']['worst_ms']:.0f}"
-    )
+    gone = report["cancel_20_ms"]
+    print(f"{'cancel twenty that spin':34} {gone['median_ms']:8.1f} ms, worst {gone['worst_ms']:.1f}")
     print(f"load before and after: {report['load'][0]:.1f}, {report['load'][1]:.1f}")
     write("sandbox", report)
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import struct
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,15 +50,10 @@ def test_no_bytes_make_the_reader_fail(report: bytes) -> None:
 
 def test_a_frame_larger_than_the_limit_is_refused_by_the_writer() -> None:
     readable, writable = os.pipe()
-    try:
+    with pytest.raises(ValueError, match="bytes is more than"):
         write_frame(writable, "x" * FRAME_LIMIT_BYTES)
-    except ValueError as error:
-        assert "bytes is more than" in str(error)
-    else:
-        raise AssertionError("nobody refused")
-    finally:
-        os.close(readable)
-        os.close(writable)
+    os.close(readable)
+    os.close(writable)
 
 
 async def test_output_beyond_its_limit_is_cut_and_told_once() -> None:
