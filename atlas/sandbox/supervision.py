@@ -11,7 +11,7 @@ from typing import Any
 
 from atlas.errors import SandboxUnavailable
 from atlas.sandbox.boxes import BoxResult, BoxSpec, Ending
-from atlas.sandbox.inside.frames import FRAME_LIMIT_BYTES, HEADER
+from atlas.sandbox.inside.frames import FRAME_LIMIT_BYTES, HEADER_BYTES
 from atlas.sandbox.zygotes import Ended
 
 READ_BYTES = 1 << 16
@@ -158,14 +158,15 @@ def parse_frames(report: bytes) -> tuple[list[Any], bool]:
     """Whole frames from the start, and whether something else follows them. The writer is not trusted."""
     frames: list[Any] = []
     position = 0
-    while position + HEADER.size <= len(report):
-        (length,) = HEADER.unpack_from(report, position)
-        body = report[position + HEADER.size : position + HEADER.size + length]
+    while position + HEADER_BYTES <= len(report):
+        start = position + HEADER_BYTES
+        length = int.from_bytes(report[position:start], "big")
+        body = report[start : start + length]
         if len(body) < length:
             break
         try:
             frames.append(json.loads(body))
         except (ValueError, RecursionError):
             return frames, True
-        position += HEADER.size + length
+        position = start + length
     return frames, position != len(report)

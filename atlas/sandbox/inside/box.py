@@ -122,7 +122,7 @@ def begin(setup: Setup, job: int, descriptors: list[int], status: int) -> NoRetu
             os.dup2(descriptor, number)
         if order["fresh"]:
             _start_fresh(setup, payload, report, peer)
-        run = runners.runners_of(order["profile"])[order["runner"]]
+        run = runners.find(order["runner"])
     except BaseException as error:  # still before the first line of untrusted code
         text = json.dumps({"job": job, "failure": f"{type(error).__name__}: {error}"[:300]})
         os.write(status, text.encode() + b"\n")  # shorter than PIPE_BUF: whole or not at all
@@ -136,6 +136,6 @@ def _start_fresh(setup: Setup, payload: int, report: int, peer: list[int]) -> No
     descriptors = [payload, report, *peer]
     for descriptor in descriptors:
         os.set_inheritable(descriptor, True)
-    arguments = json.dumps({"descriptors": descriptors, "path": setup.path})
     script = os.path.join(view.PROGRAM, "fresh.py")
-    os.execve(setup.python, [setup.python, "-I", "-S", "-B", script, arguments], view.ENVIRONMENT)
+    arguments = [",".join(map(str, descriptors)), ":".join(setup.path)]
+    os.execve(setup.python, [setup.python, "-I", "-S", "-B", script, *arguments], view.ENVIRONMENT)

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # run as a file: neither `atlas` nor its packages ma
     room = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     fresh.stand_in(("atlas", os.path.dirname(room)), ("atlas.sandbox", room))
 
-from atlas.sandbox.inside import box, kernel, landlock, program, runners, view
+from atlas.sandbox.inside import box, kernel, landlock, runners, view
 
 OWN_NAMESPACES = (
     kernel.CLONE_NEWNS
@@ -165,7 +165,7 @@ def _enter_namespaces(is_root: bool) -> None:
 
 def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
     """Warm up, then give up what is not needed any more."""
-    program.restore_signals()
+    restore_signals()
     kernel.set_hostname(b"box")
     runners.warm(configuration["profile"])
     path = [entry for entry in sys.path if os.path.isdir(entry)]
@@ -186,6 +186,15 @@ def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
         python=sys.executable,
         path=path,
     )
+
+
+def restore_signals() -> None:
+    """As an interpreter starts, whatever the one who started this process had ignored: a full disk is an error, not the end."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
 def _become(uid: int) -> None:
