@@ -57,5 +57,5 @@ def _flush() -> None:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except BaseException:  # noqa: SIM105 - contextlib costs five milliseconds; they may be the program's own objects by now
+    except BaseException:  # contextlib costs five milliseconds; these may be the program's own objects by now
         pass
