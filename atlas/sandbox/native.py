@@ -49,7 +49,6 @@ class NativeBoxes:
         self._locks: dict[str, asyncio.Lock] = {}
         self._jobs = itertools.count(1)
         self._watch = MemoryWatch()
-        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.num_restarts = 0
 
     @property
@@ -76,7 +75,6 @@ class NativeBoxes:
         self._watch.close()
         for zygote in [zygote for zygotes in self._zygotes.values() for zygote in zygotes]:
             await zygote.stop()
-        os.close(self._null)
 
     async def run(self, spec: BoxSpec) -> BoxResult:
         return await self._finish(self._submit(await self._choose(spec.profile), spec))
@@ -112,9 +110,8 @@ class NativeBoxes:
     def _submit(self, zygote: Zygote, spec: BoxSpec, peer: Sequence[int] = ()) -> Running:
         """Hand a box to its zygote; all descriptors of the other side are closed here."""
         job = next(self._jobs)
-        readable, writable = zip(*(os.pipe2(os.O_CLOEXEC) for _ in range(3)), strict=True)
-        payload = _file(_order(spec))
-        stdin = _file(spec.stdin) if spec.stdin else os.dup(self._null)
+        pipes, (payload, stdin) = make_descriptors(_order(spec), spec.stdin)
+        readable, writable = zip(*pipes, strict=True)
         box = Box(spec, lambda: zygote.kill(job), *readable)
         try:
             ending = zygote.submit(job, (payload, stdin, *writable, *peer), box.start_clock, has_keeper=spec.has_keeper)
@@ -161,9 +158,31 @@ def _order(spec: BoxSpec) -> bytes:
     )
 
 
-def _file(content: bytes) -> int:
-    """A nameless file in memory, at its start."""
-    descriptor = os.memfd_create("box", os.MFD_CLOEXEC)
-    os.write(descriptor, content)
+def make_descriptors(order: bytes, stdin: bytes) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Pipes for stdout, stderr and report, and the files a box reads: its order and its stdin.
+
+    Raises:
+        SandboxUnavailable: this process has too many descriptors open, or there is no memory.
+    """
+    opened: list[int] = []
+    try:
+        pipes = []
+        for _ in range(3):
+            pipes.append(os.pipe2(os.O_CLOEXEC))
+            opened.extend(pipes[-1])
+        files = [_file(content, opened) for content in (order, stdin)]
+    except OSError as error:
+        for descriptor in opened:
+            os.close(descriptor)
+        raise SandboxUnavailable(f"the sandbox's pool cannot make a box: {error.strerror}", retry_after_s=1) from None
+    return pipes, (files[0], files[1])
+
+
+def _file(content: bytes, opened: list[int]) -> int:
+    """A nameless file in memory, at its start; its descriptor is noted in `opened`."""
+    opened.append(descriptor := os.memfd_create("box", os.MFD_CLOEXEC))
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor

@@ -135,7 +135,7 @@ class Zygote:
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     configuration = json.loads(sys.argv[2])
-    is_root = os.getuid() == 0
+    is_root = os.getuid() == 0 and _is_mapped(configuration["uid"])
     try:
         _enter_namespaces(is_root)
         warm = os.fork()  # pid 1 of the new namespace
@@ -154,6 +154,13 @@ def main() -> None:
     control.send(json.dumps({"ready": {"proc": setup.has_proc, "landlock": setup.landlock_version}}).encode())
     zygote.serve()
     os._exit(0)
+
+
+def _is_mapped(uid: int) -> bool:
+    """Whether there is such a uid here: root of a user namespace may be alone in it, and is nobody special outside."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
+    return any(first <= uid < first + count for first, _, count in ranges)
 
 
 def _enter_namespaces(is_root: bool) -> None:
