@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from atlas.sandbox.inside.kernel import (
     MOUNT_ATTR_RDONLY,
@@ -112,7 +113,10 @@ def _show(path: str, descriptor: int) -> None:
 
 
 def _show_at(path: str, descriptor: int) -> None:
-    os.makedirs(_MOUNT_AT + path, exist_ok=True)
+    is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+    os.makedirs(_MOUNT_AT + (path if is_directory else os.path.dirname(path)), exist_ok=True)
+    if not is_directory:
+        _write(path, b"")
     bind_read_only(f"/proc/self/fd/{descriptor}", _MOUNT_AT + path)
 
 
@@ -161,11 +165,22 @@ def put_files(directory: str, files: dict[str, str]) -> None:
 
 
 def interpreter_paths(python: str) -> list[str]:
-    """Where an interpreter and its packages lie: links resolved, and each link on the way."""
+    """Where an interpreter and its packages lie: virtual environments and links on the way, and at its end the installation.
+
+    What lies beside a link, or where an interpreter was installed into, is not shown: that may be somebody's home.
+    """
     places, link = [], os.path.abspath(python)
-    while True:
-        places.append(os.path.dirname(os.path.dirname(link)))
-        if not os.path.islink(link):
-            break
+    while os.path.islink(link):
+        prefix = os.path.dirname(os.path.dirname(link))
+        places.append(prefix if os.path.exists(os.path.join(prefix, "pyvenv.cfg")) else link)
         link = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
-    return [*dict.fromkeys(places)]
+    return [*dict.fromkeys([*places, *_installation(link)])]
+
+
+def _installation(executable: str) -> list[str]:
+    prefix = os.path.dirname(os.path.dirname(executable))
+    if any(
+        os.path.exists(os.path.join(prefix, name)) for name in ("pyvenv.cfg", "conda-meta")
+    ):  # a directory made for nothing else
+        return [prefix]
+    return [executable, *(os.path.join(prefix, name) for name in ("lib", "lib64", "include"))]
