@@ -19,7 +19,18 @@ if TYPE_CHECKING:  # nothing is imported here that a fresh interpreter does not 
     Runner = Callable[[dict[str, Any], Channel, Channel | None], int]
 
 # name -> module of this package, and function in it
-RUNNERS = {"run": ("run_code", "run")}
+RUNNERS = {
+    "run": ("run_code", "run"),
+    "execute": ("execute", "run"),
+    "function": ("function", "run"),
+}
+# profile -> what its processes import beforehand; a runner may be used in any, it is only slower then
+WARM = {
+    "lite": ("run", "function", "execute"),
+    "pytest": (),
+    "lint": (),
+}
+LIBRARY = "faults", "frames", "loading", "values", "view"
 
 
 def find(name: str) -> Runner:
@@ -29,13 +40,21 @@ def find(name: str) -> Runner:
         KeyError: there is none.
     """
     module, function = RUNNERS[name]
-    path = f"atlas.sandbox.inside.{module}"
-    __import__(path)
-    runner: Runner = getattr(sys.modules[path], function)
+    runner: Runner = getattr(_load(module), function)
     return runner
 
 
 def warm(profile: str) -> None:
     """Import and use once what boxes of this profile will use."""
-    for name in RUNNERS:
+    for name in LIBRARY:
+        _load(name)
+    for name in WARM[profile]:
         find(name)
+        if use := getattr(_load(RUNNERS[name][0]), "warm", None):
+            use()
+
+
+def _load(module: str) -> Any:
+    path = f"atlas.sandbox.inside.{module}"
+    __import__(path)
+    return sys.modules[path]
