@@ -89,12 +89,15 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
     seccomp.install()
 
 
-def limit(limits: dict[str, Any]) -> None:
-    """Limits of each process. Memory of all together is watched from outside."""
+def limit(limits: dict[str, Any], *, other_processes: int = 0) -> None:
+    """Limits of each process. Memory of all together is watched from outside.
+
+    `other_processes` are those of the same user that the kernel will count too, where there is no user namespace.
+    """
     space = max(limits["memory_bytes"] * ADDRESS_SPACE_FACTOR, MIN_ADDRESS_SPACE)
     for name, value in (
         (resource.RLIMIT_AS, space),
-        (resource.RLIMIT_NPROC, limits["processes"] + 1),  # the keeper counts
+        (resource.RLIMIT_NPROC, limits["processes"] + 1 + other_processes),  # the keeper counts
         (resource.RLIMIT_FSIZE, limits["file_size_bytes"]),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_STACK, STACK_BYTES),
@@ -121,6 +124,7 @@ def begin(setup: Setup, job: int, descriptors: list[int], status: int) -> NoRetu
         for number, descriptor in enumerate((stdin, stdout, stderr)):
             os.dup2(descriptor, number)
         if order["fresh"]:
+            kernel.close_all_but([0, 1, 2, payload, report, *peer, status])
             _start_fresh(setup, payload, report, peer)
         run = runners.find(order["runner"])
     except BaseException as error:  # still before the first line of untrusted code

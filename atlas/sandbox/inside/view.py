@@ -35,9 +35,9 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "OMP_NUM_THREADS": "1",
 }
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives")
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives")
 _MOUNT_AT = "/tmp"
-_INODES = 4096
+INODES = 4096
 _ACCOUNTS = {
     "/etc/passwd": f"root:x:0:0::/:/bin/false\nbox:x:{BOX_ID}:{BOX_ID}::{HOME}:/bin/sh\n",
     "/etc/group": f"root:x:0:\nbox:x:{BOX_ID}:\n",
@@ -57,7 +57,7 @@ def build(read_only: list[str]) -> bool:
     """
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     # Held open, because the new root covers /tmp while it is made, and a source may lie there.
-    sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _outermost([*_SYSTEM, *read_only])}
+    sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _outermost([*SYSTEM, *read_only])}
     program = os.open(os.path.dirname(os.path.realpath(__file__)), os.O_PATH | os.O_CLOEXEC)
     devices = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in DEVICES}
     libraries = _read("/etc/ld.so.cache")
@@ -148,7 +148,7 @@ def mount_own(disk_bytes: int, *, has_proc: bool, has_tests: bool) -> None:
     else:
         mount("tmpfs", "/proc", "tmpfs", flags, "size=4k")
     for path in (*WRITABLE, *((TESTS,) if has_tests else ())):
-        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_bytes},nr_inodes={_INODES},mode=700")
+        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_bytes},nr_inodes={INODES},mode=700")
 
 
 def close_tests() -> None:

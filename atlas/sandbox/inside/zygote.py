@@ -85,13 +85,10 @@ class Zygote:
 
     def _start(self, job: int, descriptors: list[int], *, has_keeper: bool) -> None:
         try:
-            pid, pidfd = kernel.clone(BOX_NAMESPACES)
+            pid, pidfd = self._make(job, descriptors, has_keeper=has_keeper)
         except OSError as error:
             self._endings[job] = {"failure": str(error)}
             pid, pidfd = -1, -1
-        if pid == 0:
-            enter = box.keep if has_keeper else box.begin
-            enter(self._setup, job, descriptors, self._status_for_boxes)
         for descriptor in descriptors:
             os.close(descriptor)
         if pid < 0:
@@ -100,6 +97,14 @@ class Zygote:
         self._boxes[pidfd] = (job, pid, has_keeper)
         self._poll.register(pidfd, select.POLLIN)
         self._send({"started": job, "pid": pid})
+
+    def _make(self, job: int, descriptors: list[int], *, has_keeper: bool) -> tuple[int, int]:
+        """The box's first process, and a descriptor of it. Does not return in that process."""
+        pid, pidfd = kernel.clone(BOX_NAMESPACES)
+        if pid == 0:
+            enter = box.keep if has_keeper else box.begin
+            enter(self._setup, job, descriptors, self._status_for_boxes)
+        return pid, pidfd
 
     def _kill(self, job: int) -> None:
         for number, pid, _ in self._boxes.values():
