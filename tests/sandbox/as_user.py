@@ -15,21 +15,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atlas.sandbox.inside import kernel
+from atlas.sandbox.inside.reach import open_way
 from atlas.sandbox.inside.view import interpreter_paths
 
 USER = 54321  # nobody's, and not the one that boxes of a pool of root's run as
 REPOSITORY = Path(__file__).parents[2]
 TIMEOUT_S = 120.0
-NOT_FOUND = 126
 
 
 def run_as_user(
@@ -95,10 +93,8 @@ def _reached_by_python() -> list[str]:
 def launch(plan: dict[str, Any], command: list[str]) -> None:
     """Become an ordinary user who can reach what is needed, and then the command."""
     if os.getuid() == 0:
-        kernel.unshare(kernel.CLONE_NEWNS)
-        kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
         os.umask(0o022)
-        open_way([Path(path) for path in plan["needed"]])
+        open_way(plan["needed"])
         os.setgroups([])
         os.setresgid(USER, USER, USER)
         os.setresuid(USER, USER, USER)
@@ -109,49 +105,6 @@ def launch(plan: dict[str, Any], command: list[str]) -> None:
         sys.exit(
             f"{command[0]} cannot be reached by uid {os.getuid()}: {error.strerror}; is something on the way closed to others?"
         )
-
-
-def open_way(needed: list[Path]) -> None:
-    """Cover closed directories above `needed`, the outermost first, and put back what is needed of each."""
-    kept = [*dict.fromkeys(path for top in needed for path in _openable(top))]
-    covers = [closed for closed in dict.fromkeys(map(_outermost_closed, kept)) if closed is not None]
-    for cover in covers:
-        inside = _outermost([path for path in kept if path.is_relative_to(cover)])
-        held = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in inside}
-        kernel.mount("tmpfs", str(cover), "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755,size=1m")
-        for path, descriptor in held.items():
-            _put_back(path, descriptor)
-            os.close(descriptor)
-        kernel.set_mount(str(cover), kernel.MOUNT_ATTR_RDONLY)
-
-
-def _put_back(path: Path, descriptor: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        path.mkdir()
-    else:
-        path.touch()
-    kernel.mount(f"/proc/self/fd/{descriptor}", str(path), None, kernel.MS_BIND | kernel.MS_REC)
-
-
-def _openable(path: Path) -> Iterator[Path]:
-    """The path, or if it is itself a closed directory what lies in it."""
-    if path.is_dir() and not _is_open(path):
-        yield from path.iterdir()
-    else:
-        yield path
-
-
-def _is_open(path: Path) -> bool:
-    return path.stat().st_mode & 0o5 == 0o5
-
-
-def _outermost_closed(path: Path) -> Path | None:
-    return next((parent for parent in reversed(path.parents) if not parent.stat().st_mode & 0o1), None)
-
-
-def _outermost(paths: list[Path]) -> list[Path]:
-    return [path for path in paths if not any(path != other and path.is_relative_to(other) for other in paths)]
 
 
 if __name__ == "__main__":
