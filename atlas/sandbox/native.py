@@ -77,22 +77,27 @@ class NativeBoxes:
             await zygote.stop()
 
     async def run(self, spec: BoxSpec) -> BoxResult:
-        return await self._finish(self._submit(await self._choose(spec.profile), spec))
+        return await self._finish(await self._submit(spec))
 
     async def run_pair(self, tests: BoxSpec, candidate: BoxSpec) -> tuple[BoxResult, BoxResult]:
-        for_tests, for_candidate = await self._choose(tests.profile), await self._choose(candidate.profile)
         questions, answers = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)  # each: read end, write end
-        async with asyncio.TaskGroup() as group:
+        try:
+            serving = await self._submit(candidate, (questions[0], answers[1]))
+            served = asyncio.create_task(self._finish(serving))
             try:
-                serving = self._submit(for_candidate, candidate, (questions[0], answers[1]))
-                served = group.create_task(self._finish(serving))
-                asking = self._submit(for_tests, tests, (answers[0], questions[1]))
-            finally:
-                for descriptor in (*questions, *answers):
-                    os.close(descriptor)
+                asking = await self._submit(tests, (answers[0], questions[1]))
+            except BaseException:
+                serving.box.end("killed")
+                raise
+        finally:  # an end that stayed open here would hide from one box that the other is gone
+            for descriptor in (*questions, *answers):
+                os.close(descriptor)
+        try:
             result = await self._finish(asking)
+        finally:
             serving.box.end("killed")
-        return result, served.result()
+            candidate_result = await served
+        return result, candidate_result
 
     async def _finish(self, running: Running) -> BoxResult:
         """Wait for its end; if nobody wants it any more, end it."""
@@ -101,13 +106,21 @@ class NativeBoxes:
         except asyncio.CancelledError:
             running.box.end("killed")
             with contextlib.suppress(SandboxUnavailable):
-                await running.ending
+                await asyncio.shield(running.ending)
             raise
         finally:
             self._watch.forget(running.job)
             running.box.close()
 
-    def _submit(self, zygote: Zygote, spec: BoxSpec, peer: Sequence[int] = ()) -> Running:
+    async def _submit(self, spec: BoxSpec, peer: Sequence[int] = ()) -> Running:
+        """Hand a box to a zygote; one that turns out to be dead says nothing about the others."""
+        for _ in range(self._per_profile):
+            zygote = await self._choose(spec.profile)
+            with contextlib.suppress(SandboxUnavailable):
+                return self._hand_over(zygote, spec, peer)
+        return self._hand_over(await self._choose(spec.profile), spec, peer)
+
+    def _hand_over(self, zygote: Zygote, spec: BoxSpec, peer: Sequence[int]) -> Running:
         """Hand a box to its zygote; all descriptors of the other side are closed here."""
         job = next(self._jobs)
         pipes, (payload, stdin) = make_descriptors(_order(spec), spec.stdin)

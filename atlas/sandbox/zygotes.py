@@ -122,7 +122,8 @@ class Zygote:
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
             )
         except OSError as error:
-            raise SandboxUnavailable(f"the sandbox's process does not take work: {error.strerror}", retry_after_s=1) from None
+            self._lose(f"the sandbox's process does not take work: {error.strerror}")
+            raise SandboxUnavailable("the sandbox's process died; it is being started again", retry_after_s=1) from None
         ending = asyncio.get_running_loop().create_future()
         self._endings[job] = ending
         self._on_started[job] = on_started
