@@ -8,6 +8,7 @@ from atlas.sandbox.boxes import Boxes
 from atlas.sandbox.checks import check
 from atlas.sandbox.grade_function import execute_cases
 from atlas.sandbox.grade_run import execute_inputs, execute_program
+from atlas.sandbox.grade_tests import execute_checker, execute_tests
 from atlas.types import Execution, Program, RunLimits
 
 
@@ -28,8 +29,14 @@ async def execute(program: Program, limits: RunLimits, boxes: Boxes) -> Executio
         return await execute_inputs(program, limits, boxes)
     if program.mode == "function":
         _require(program.entry_point, "mode function needs entry_point", param="entry_point")
+        if program.test_code:
+            _require(not program.cases, "mode function takes cases or test_code, not both", param="cases")
+            return await execute_checker(program, limits, boxes)
         _require(program.cases, "mode function needs cases, or a checker in test_code", param="cases")
         return await execute_cases(program, limits, boxes)
+    if program.mode == "pytest":
+        _require(program.test_code.strip(), "mode pytest needs test_code", param="test_code")
+        return await execute_tests(program, limits, boxes)
     raise BadRequest(f"mode {program.mode} is not built yet", param="mode")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -21,6 +22,13 @@ def describe(error: BaseException, *, trace: bool = False) -> dict[str, Any]:
     if trace:
         fault["trace"] = trace_of(error)
     return fault
+
+
+def names_limit(error: BaseException) -> bool:
+    """Whether it may be the sign of a limit; the pool decides (outcomes.py)."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.EAGAIN, errno.EFBIG, errno.ENOSPC)
+    return isinstance(error, (MemoryError, RuntimeError)) and not isinstance(error, (RecursionError, NotImplementedError))
 
 
 def text_of(error: BaseException) -> str:

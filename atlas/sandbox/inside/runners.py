@@ -21,13 +21,16 @@ if TYPE_CHECKING:  # nothing is imported here that a fresh interpreter does not 
 # name -> module of this package, and function in it
 RUNNERS = {
     "run": ("run_code", "run"),
+    "candidate": ("candidate", "run"),
+    "checker": ("checker", "run"),
     "execute": ("execute", "run"),
     "function": ("function", "run"),
+    "sealed_tests": ("sealed_tests", "run"),
 }
 # profile -> what its processes import beforehand; a runner may be used in any, it is only slower then
 WARM = {
-    "lite": ("run", "function", "execute"),
-    "pytest": (),
+    "lite": ("run", "function", "candidate", "checker", "execute"),
+    "pytest": ("sealed_tests",),
     "lint": (),
 }
 LIBRARY = "faults", "frames", "loading", "values", "view"

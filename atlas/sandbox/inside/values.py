@@ -57,6 +57,7 @@ def encode_content(container: Any, track: Track) -> Encoded:
     Raises:
         NotPlain: as `encode`.
     """
+    track.append(_Stand())  # the other side meets a container when it decodes this
     return _Encoder(track, None).container(container, 0)
 
 
@@ -66,7 +67,7 @@ def decode(encoded: Encoded, track: Track | None = None, *, extra: Callable[[str
     Args:
         encoded: what arrived; nobody vouches for it.
         track: as it was on the other side before it encoded.
-        extra: decodes tags that are not of a plain value; raises KeyError for one it does not know.
+        extra: decodes tags that are not of a plain value; whatever it raises for one it does not know is Malformed.
 
     Raises:
         Malformed: no value is encoded so.
@@ -77,6 +78,10 @@ def decode(encoded: Encoded, track: Track | None = None, *, extra: Callable[[str
         raise
     except Exception as error:  # constructors of eight types, given anything at all
         raise Malformed(f"{type(error).__name__}: {error}"[:200]) from None
+
+
+class _Stand:
+    """Takes a number that belongs to nothing here."""
 
 
 class _Encoder:
@@ -312,7 +317,7 @@ class Snapshot:
 def _parts(container: Any) -> list[Any]:
     if isinstance(container, dict):
         return [*container, *container.values()]
-    return list(container)
+    return [] if isinstance(container, _Stand) else list(container)
 
 
 def _are_same(before: list[Any], after: list[Any]) -> bool:
