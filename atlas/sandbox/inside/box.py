@@ -13,9 +13,10 @@ import math
 import os
 import resource
 import signal
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from atlas.sandbox.inside import kernel, landlock, program, runners, seccomp, view
+from atlas.sandbox.inside import frames, fresh, kernel, landlock, program, runners, seccomp, view
 
 NICENESS = 10
 STACK_BYTES = 64 << 20
@@ -36,6 +37,9 @@ class Setup:
         self.landlock_version = landlock_version
         self.python = python
         self.path = path
+
+
+Isolate = Callable[[Setup, dict[str, Any], list[int]], None]
 
 
 def keep(setup: Setup, job: int, descriptors: list[int], status: int) -> NoReturn:
@@ -114,16 +118,27 @@ def limit(limits: dict[str, Any], *, other_processes: int = 0) -> None:
         resource.setrlimit(name, (value, value + grace))
 
 
-def begin(setup: Setup, job: int, descriptors: list[int], status: int) -> NoReturn:
-    """The main process of the program: as a fresh process would find itself. Never returns."""
+def begin(
+    setup: Setup,
+    job: int,
+    descriptors: list[int],
+    status: int,
+    *,
+    isolated_by: Isolate = isolate,
+    is_fresh: bool = False,
+) -> NoReturn:
+    """The main process of the program: as a fresh process would find itself. Never returns.
+
+    What builds the layers around it is `isolated_by`; `is_fresh` tells that this is a fresh interpreter already.
+    """
     payload, stdin, stdout, stderr, report, *peer = descriptors
     try:
         kernel.after_fork()
         order = program.read_order(payload)
-        isolate(setup, order, [*descriptors, status])
+        isolated_by(setup, order, [*descriptors, status])
         for number, descriptor in enumerate((stdin, stdout, stderr)):
             os.dup2(descriptor, number)
-        if order["fresh"]:
+        if order["fresh"] and not is_fresh:
             kernel.close_all_but([0, 1, 2, payload, report, *peer, status])
             _start_fresh(setup, payload, report, peer)
         run = runners.find(order["runner"])
@@ -132,6 +147,8 @@ def begin(setup: Setup, job: int, descriptors: list[int], status: int) -> NoRetu
         os.write(status, text.encode() + b"\n")  # shorter than PIPE_BUF: whole or not at all
         os._exit(FAILED_SETUP)
     kernel.close_all_but([0, 1, 2, report, *peer])
+    if order["fresh"]:
+        frames.write_body(report, fresh.BEGUN)
     program.perform(run, order["payload"], report, peer)
 
 

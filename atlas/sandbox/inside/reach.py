@@ -16,7 +16,7 @@ _ENTER = 0o1
 
 
 def open_way(needed: Iterable[str]) -> None:
-    """Cover closed directories above `needed`, and put back at their own paths what is needed of each; all else in them is hidden.
+    """Cover closed directories above `needed`, and put back at its own path what is needed; all else in them is hidden.
 
     Raises:
         OSError: the caller may not mount.

@@ -51,6 +51,8 @@ OOM_SCORE = "500"  # of two processes the kernel may end, a box goes first
 class Zygote:
     """The loop. One thread, no timers: whoever watches time and memory sits at the other end of the socket."""
 
+    end_with = signal.SIGKILL
+
     def __init__(self, control: socket.socket, setup: box.Setup) -> None:
         self._control = control
         self._setup = setup
@@ -109,19 +111,23 @@ class Zygote:
     def _kill(self, job: int) -> None:
         for number, pid, _ in self._boxes.values():
             if number == job:
-                os.kill(pid, signal.SIGKILL)  # not waited for yet, so the pid is still its own
+                os.kill(pid, self.end_with)  # not waited for yet, so the pid is still its own
 
     def _bury(self, pidfd: int) -> None:
         job, pid, has_keeper = self._boxes.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         _, status, usage = os.wait4(pid, 0)
+        self._clear(job)
         self._hear()
         ending = self._endings.pop(job, {})  # a keeper that told nothing was killed, by us or by the kernel
         if not has_keeper:
             ending.setdefault("status", status)
         cpu_s = usage.ru_utime + usage.ru_stime
         self._send({"ended": job, "cpu_s": cpu_s, "peak_bytes": usage.ru_maxrss * 1024, **ending})
+
+    def _clear(self, job: int) -> None:
+        """End what a box has left behind: nothing, when its first process is the first of a namespace."""
 
     def _hear(self) -> None:
         """What came from boxes: a keeper says how its program ended, a program why it could not begin."""
