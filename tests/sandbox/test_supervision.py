@@ -60,6 +60,7 @@ async def test_output_beyond_its_limit_is_cut_and_told_once() -> None:
     readable, writable = os.pipe()
     calls = []
     output = Output(readable, 10, lambda: calls.append("full"))
+    output.follow()
     os.write(writable, b"0123456789")
     await asyncio.sleep(0.01)
     assert calls == []
