@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from atlas.sandbox import outcomes
 from atlas.sandbox.boxes import Boxes, BoxResult, BoxSpec
 from atlas.sandbox.checks import check_entry
-from atlas.sandbox.outcomes import ended_early, execution, no_result, not_loaded, parse_fault, tampered
+from atlas.sandbox.outcomes import ended_early, execution, failed_early, no_result, not_loaded, parse_fault, tampered
 from atlas.sandbox.sealing import Sealing, can_seal, can_seal_checker, expected_tests, has_check
 from atlas.sandbox.transcript import Forged, Transcript, missing, read
 from atlas.types import CaseResult, Execution, Program, RunLimits
@@ -112,9 +112,13 @@ async def _execute_plain(program: Program, spec: BoxSpec, boxes: Boxes) -> Execu
         transcript = read(result, nonce)
     except Forged as error:
         return tampered(boxes.tier, result, reason=str(error))
-    if transcript.end and transcript.end.tampering:
-        return tampered(boxes.tier, result, reason="; ".join(transcript.end.tampering))
-    return _conclude(program, transcript, result, boxes)
+    if fault := transcript.not_compiled or transcript.not_loaded:
+        return failed_early(boxes.tier, result, fault=fault, compiled=transcript.not_compiled is None)
+    verdict = _conclude(program, transcript, result, boxes)
+    if verdict.passed and transcript.end and transcript.end.tampering:
+        reason = "; ".join(transcript.end.tampering)
+        return replace(verdict, outcome="tampered", error_type="Tampered", error_message=reason)
+    return verdict
 
 
 def _conclude(program: Program, transcript: Transcript, result: BoxResult, boxes: Boxes) -> Execution:

@@ -78,6 +78,8 @@ def _decide(test_code: str, entry_point: str) -> Sealing:
     module = _parse(test_code)
     if module is None:
         return Sealing(ok=True)  # no code of the candidate will ever run
+    if entry_point:  # a prompt put before a checker defines a stub; see inside/checker.py
+        module.body = [node for node in module.body if not (isinstance(node, ast.FunctionDef) and node.name == entry_point)]
     try:
         tree = Tree(module)
         names = _candidate_names(tree, entry_point)
@@ -112,7 +114,6 @@ def _add_checked(tree: Tree, entry_point: str, names: Names) -> None:
     names.entries |= {"candidate", entry_point}
     for node in tree.module.body:
         if isinstance(node, ast.FunctionDef) and node.name == "check":
-            names.entries -= bound_names(tree.module)  # a prompt put before the checker defines the entry point
             names.entries |= {argument.arg for argument in node.args.args[:1]}
             return
     names.imported |= {name: name for name in _free_names(tree) - names.entries}

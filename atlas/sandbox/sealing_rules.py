@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from atlas.sandbox.sealing_objects import check_objects
-from atlas.sandbox.sealing_tree import Names, Obstacle, Reference, Tree, bound_by, called_name
+from atlas.sandbox.sealing_tree import Names, Obstacle, Reference, Tree, bound_by, bound_names, called_name
 
 # Modules that mean the same in every process, and give nothing to reach the code by.
 MODULES = frozenset({
@@ -192,13 +192,14 @@ def _is_checked(tree: Tree, node: ast.arg) -> bool:
 
 def _check_helpers(tree: Tree) -> None:
     """Functions of the tests, and built-in ones, may be called but not handed on."""
+    bound = bound_names(tree.module)
     own = {node.name for node in tree.nodes if isinstance(node, ast.FunctionDef) and not is_fixture(node)}
     for node in tree.nodes:
         if not isinstance(node, ast.Name) or not isinstance(node.ctx, ast.Load) or _is_called(tree, node):
             continue
         if node.id in own and not _is_argument_of(tree, node, TAKES_FUNCTION):
             raise Obstacle(node, f"passes the function {node.id} on")
-        if _is_plain_function(node.id) and _may_reach_code(tree, node):
+        if node.id not in bound and _is_plain_function(node.id) and _may_reach_code(tree, node):
             raise Obstacle(node, f"may pass {node.id} to the code")
 
 

@@ -60,6 +60,8 @@ class Transcript(msgspec.Struct, kw_only=True):
     phases: list[Phase]
     collected: list[str] = []
     broken: Broken | None = None
+    not_compiled: Fault | None = None
+    not_loaded: Fault | None = None
     end: End | None = None
 
     def cases(self, *, is_pytest: bool) -> list[CaseResult]:
@@ -114,6 +116,10 @@ def _add(transcript: Transcript, frame: dict[str, Any]) -> None:
         transcript.broken = msgspec.convert(frame, Broken)
     elif "end" in frame:
         transcript.end = msgspec.convert(frame, End)
+    elif "compile" in frame:
+        transcript.not_compiled = msgspec.convert(frame["compile"], Fault)
+    elif "fault" in frame:
+        transcript.not_loaded = msgspec.convert(frame["fault"], Fault)
     elif frame not in ({"absent": True}, {"loaded": True}):
         raise Forged("the report holds a frame without a meaning")
 

@@ -18,7 +18,7 @@ def run(payload: dict[str, Any], report: Channel, peer: Channel | None) -> int:
     """Load the candidate, say which of the wanted names it has, and answer until the tests end."""
     assert peer is not None
     streams = Streams()
-    module = loading.load(report)
+    module = loading.load(report.send)
     if module is None:
         peer.send({"loaded": False})
         return 0

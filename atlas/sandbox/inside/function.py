@@ -12,7 +12,7 @@ from atlas.sandbox.inside.frames import Channel
 
 def run(payload: dict[str, Any], report: Channel, peer: Channel | None) -> int:
     """One frame for the module, one for each case as it ends, and `end`."""
-    module = loading.load(report)
+    module = loading.load(report.send)
     if module is None:
         return 0
     try:

@@ -11,7 +11,6 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from atlas.sandbox.inside import faults
-from atlas.sandbox.inside.frames import Channel
 
 NAME = "solution"
 FILE = "solution.py"
@@ -21,22 +20,22 @@ class Missing(LookupError):
     """The candidate has no such entry point."""
 
 
-def load(report: Channel) -> ModuleType | None:
+def load(send: Callable[[dict[str, Any]], None]) -> ModuleType | None:
     """Compile and execute the candidate. One frame: `loaded`, or `compile` or `fault`, what it died of."""
     path = os.path.join(os.getcwd(), FILE)
     sys.path.insert(0, os.getcwd())
     try:
         code = compile_file(path)
     except BaseException as error:  # whatever the compiler makes of it
-        report.send({"compile": faults.describe(error, trace=True)})
+        send({"compile": faults.describe(error, trace=True)})
         return None
     module = new_module(NAME, path)
     try:
         exec(code, module.__dict__)
     except BaseException as error:  # sys.exit at import as well
-        report.send({"fault": faults.describe(error, trace=True)})
+        send({"fault": faults.describe(error, trace=True)})
         return None
-    report.send({"loaded": True})
+    send({"loaded": True})
     return module
 
 

@@ -25,12 +25,14 @@ RUNNERS = {
     "checker": ("checker", "run"),
     "execute": ("execute", "run"),
     "function": ("function", "run"),
+    "plain_checker": ("plain_tests", "run_checker"),
+    "plain_tests": ("plain_tests", "run_pytest"),
     "sealed_tests": ("sealed_tests", "run"),
 }
 # profile -> what its processes import beforehand; a runner may be used in any, it is only slower then
 WARM = {
-    "lite": ("run", "function", "candidate", "checker", "execute"),
-    "pytest": ("sealed_tests",),
+    "lite": ("run", "function", "candidate", "checker", "execute", "plain_checker"),
+    "pytest": ("sealed_tests", "plain_tests"),
     "lint": (),
 }
 LIBRARY = "faults", "frames", "loading", "values", "view"
