@@ -28,6 +28,12 @@ TESTS = "/box/tests"
 PROGRAM = "/run/atlas/sandbox/inside"  # this package, for fresh interpreters
 WRITABLE = (HOME, "/tmp", "/dev/shm")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+DEVICE_LINKS = {
+    "/dev/fd": "/proc/self/fd",
+    "/dev/stdin": "/proc/self/fd/0",
+    "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+}
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": HOME,
@@ -38,7 +44,7 @@ ENVIRONMENT = {
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives")
 _MOUNT_AT = "/tmp"
 INODES = 4096
-_ACCOUNTS = {
+ACCOUNTS = {
     "/etc/passwd": f"root:x:0:0::/:/bin/false\nbox:x:{BOX_ID}:{BOX_ID}::{HOME}:/bin/sh\n",
     "/etc/group": f"root:x:0:\nbox:x:{BOX_ID}:\n",
     "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
@@ -57,7 +63,7 @@ def build(read_only: list[str]) -> bool:
     """
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     # Held open, because the new root covers /tmp while it is made, and a source may lie there.
-    sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _outermost([*SYSTEM, *read_only])}
+    sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in outermost([*SYSTEM, *read_only])}
     program = os.open(os.path.dirname(os.path.realpath(__file__)), os.O_PATH | os.O_CLOEXEC)
     devices = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in DEVICES}
     libraries = _read("/etc/ld.so.cache")
@@ -69,7 +75,7 @@ def build(read_only: list[str]) -> bool:
     for path, descriptor in devices.items():
         _write(path, b"")
         mount(f"/proc/self/fd/{descriptor}", _MOUNT_AT + path, None, MS_BIND)
-    for path, text in _ACCOUNTS.items():
+    for path, text in ACCOUNTS.items():
         _write(path, text.encode())
     if libraries:
         _write("/etc/ld.so.cache", libraries)
@@ -98,7 +104,7 @@ def set_read_only_root() -> None:
     mount("none", "/", None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
-def _outermost(paths: list[str]) -> list[str]:
+def outermost(paths: list[str]) -> list[str]:
     """Those that exist and lie in no other one."""
     found = sorted({path for path in paths if os.path.lexists(path)})
     return [path for path in found if not any(path.startswith(other.rstrip("/") + "/") for other in found)]
@@ -123,8 +129,8 @@ def _show_at(path: str, descriptor: int) -> None:
 def _make_directories() -> None:
     for path in ("/proc", "/dev", "/etc", "/run", TESTS, *WRITABLE):
         os.makedirs(_MOUNT_AT + path, exist_ok=True)
-    for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
-        os.symlink(f"/proc/self/{target}", f"{_MOUNT_AT}/dev/{name}")
+    for name, target in DEVICE_LINKS.items():
+        os.symlink(target, _MOUNT_AT + name)
 
 
 def _write(path: str, content: bytes) -> None:
@@ -141,14 +147,28 @@ def _read(path: str) -> bytes:
 
 
 def mount_own(disk_bytes: int, *, has_proc: bool, has_tests: bool) -> None:
-    """What one box has for itself. /proc shows its own processes and nothing else of the machine."""
+    """What one box has for itself."""
+    mount_proc(has_proc=has_proc)
+    for path in (*WRITABLE, *((TESTS,) if has_tests else ())):
+        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, _tmpfs_options(disk_bytes))
+
+
+def mount_proc(*, has_proc: bool) -> None:
+    """/proc shows the box's own processes and nothing else of the machine; or nothing at all."""
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY
     if has_proc:
         mount("proc", "/proc", "proc", flags, "hidepid=2,subset=pid")
     else:
         mount("tmpfs", "/proc", "tmpfs", flags, "size=4k")
-    for path in (*WRITABLE, *((TESTS,) if has_tests else ())):
-        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_bytes},nr_inodes={INODES},mode=700")
+
+
+def limit_disk(path: str, disk_bytes: int) -> None:
+    """Limit the tmpfs mounted at `path` as a box's own are."""
+    mount("none", path, None, MS_REMOUNT | MS_NOSUID | MS_NODEV, _tmpfs_options(disk_bytes))
+
+
+def _tmpfs_options(disk_bytes: int) -> str:
+    return f"size={disk_bytes},nr_inodes={INODES},mode=700"
 
 
 def close_tests() -> None:

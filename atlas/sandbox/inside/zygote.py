@@ -146,12 +146,12 @@ class Zygote:
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     configuration = json.loads(sys.argv[2])
-    is_root = os.getuid() == 0 and _is_mapped(configuration["uid"])
+    is_root = os.getuid() == 0 and is_mapped(configuration["uid"])
     try:
         _enter_namespaces(is_root)
         warm = os.fork()  # pid 1 of the new namespace
     except OSError as error:
-        _break(control, error)
+        tell_broken(control, error)
     if warm:
         control.close()
         os.waitpid(warm, 0)
@@ -160,14 +160,14 @@ def main() -> None:
     try:
         setup = _prepare(configuration, is_root)
     except BaseException as error:  # whatever it is, the pool must hear of it
-        _break(control, error)
+        tell_broken(control, error)
     zygote = Zygote(control, setup)
     control.send(json.dumps({"ready": {"proc": setup.has_proc, "landlock": setup.landlock_version}}).encode())
     zygote.serve()
     os._exit(0)
 
 
-def _is_mapped(uid: int) -> bool:
+def is_mapped(uid: int) -> bool:
     """Whether there is such a uid here: root of a user namespace may be alone in it, and is nobody special outside."""
     with open("/proc/self/uid_map", encoding="ascii") as file:
         ranges = [tuple(map(int, line.split())) for line in file]
@@ -190,7 +190,7 @@ def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
     kernel.write_text("/proc/self/oom_score_adj", OOM_SCORE)
     has_proc = view.build([*view.interpreter_paths(sys.executable), *configuration["read_only"]])
     if is_root:
-        _become(configuration["uid"])
+        become(configuration["uid"])
     os.environ.clear()
     os.environ.update(view.ENVIRONMENT)
     os.chdir("/")
@@ -215,7 +215,7 @@ def restore_signals() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
-def _become(uid: int) -> None:
+def become(uid: int) -> None:
     """Nobody's uid: a limit on processes does not hold for root, whatever its namespace."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
@@ -224,7 +224,7 @@ def _become(uid: int) -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # which changing ids has cleared
 
 
-def _break(control: socket.socket, error: BaseException) -> NoReturn:
+def tell_broken(control: socket.socket, error: BaseException) -> NoReturn:
     number = error.errno if isinstance(error, OSError) else None
     control.send(json.dumps({"broken": f"{type(error).__name__}: {error}"[:1000], "errno": number}).encode())
     os._exit(1)
