@@ -7,6 +7,7 @@ from atlas.sandbox import languages
 from atlas.sandbox.boxes import Boxes
 from atlas.sandbox.checks import check
 from atlas.sandbox.grade_function import execute_cases
+from atlas.sandbox.grade_lint import execute_lint
 from atlas.sandbox.grade_run import execute_inputs, execute_program
 from atlas.sandbox.grade_tests import execute_checker, execute_tests
 from atlas.types import Execution, Program, RunLimits
@@ -37,7 +38,7 @@ async def execute(program: Program, limits: RunLimits, boxes: Boxes) -> Executio
     if program.mode == "pytest":
         _require(program.test_code.strip(), "mode pytest needs test_code", param="test_code")
         return await execute_tests(program, limits, boxes)
-    raise BadRequest(f"mode {program.mode} is not built yet", param="mode")
+    return await execute_lint(program, limits, boxes)
 
 
 def _require(given: object, message: str, *, param: str) -> None:

@@ -25,6 +25,7 @@ RUNNERS = {
     "checker": ("checker", "run"),
     "execute": ("execute", "run"),
     "function": ("function", "run"),
+    "lint": ("lint_code", "run"),
     "plain_checker": ("plain_tests", "run_checker"),
     "plain_tests": ("plain_tests", "run_pytest"),
     "sealed_tests": ("sealed_tests", "run"),
@@ -33,7 +34,7 @@ RUNNERS = {
 WARM = {
     "lite": ("run", "function", "candidate", "checker", "execute", "plain_checker"),
     "pytest": ("sealed_tests", "plain_tests"),
-    "lint": (),
+    "lint": ("lint",),
 }
 LIBRARY = "faults", "frames", "loading", "values", "view"
 
