@@ -31,6 +31,8 @@ _REFUSED: Table = {
     "fsopen": (430, 430),
     "fspick": (433, 433),
     "init_module": (175, 105),
+    "inotify_init": (253, None),  # would tell who else reads the files that boxes see; and there are few of them for each user
+    "inotify_init1": (294, 26),
     "io_setup": (206, 0),  # aio-max-nr is one number for the whole machine
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
@@ -95,17 +97,18 @@ _NEWEST = 462  # mseal, Linux 6.10; what came later is unknown to this table
 COLUMNS = {"x86_64": 0, "aarch64": 1}
 _AUDIT_ARCH = (0xC000003E, 0xC00000B7)
 _CLONE, _IOCTL, _SOCKET = (56, 220), (16, 29), (41, 198)
-_FCNTL, _SOCKETPAIR = (72, 25), (53, 199)
+_FCNTL, _SOCKETPAIR, _SETSOCKOPT = (72, 25), (53, 199), (54, 208)
 _CLONE3 = 435
 _X32_BIT = 0x40000000
 _CLONE_NEW_ANY = 0x7E020080  # the namespace flags, time included
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _F_SETLEASE, _F_NOTIFY = 1024, 1026  # they would hold up, or watch, whoever owns a file that boxes see
+_SOL_SOCKET, _SO_SNDBUF, _SO_RCVBUF = 1, 7, 8
 _FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6: a box has its own network namespace
 
 LOAD, IF_EQUAL, IF_AT_LEAST, IF_BITS, RETURN, AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
 ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
-_NUMBER, _ARCH, FIRST, SECOND = 0, 4, 16, 24  # offsets in struct seccomp_data; low words of the first two arguments
+_NUMBER, _ARCH, FIRST, SECOND, THIRD = 0, 4, 16, 24, 32  # offsets in struct seccomp_data; low words of the first arguments
 INSTRUCTION_BYTES = 8
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
@@ -151,6 +154,10 @@ def instructions(machine: str = MACHINE) -> list[Instruction]:
     sockets = [(LOAD, 0, 0, FIRST), *families, (RETURN, 0, 0, ERROR | errno.EAFNOSUPPORT)]
     program += on_call(_SOCKET[column], sockets)
     program += on_call(_SOCKETPAIR[column], sockets)  # which would load the module of a family as well
+    # Buffers of sockets are memory of no process: who asks for larger ones is told that they are, and they stay as they are.
+    sizes = [item for option in (_SO_SNDBUF, _SO_RCVBUF) for item in refuse_if(IF_EQUAL, option, 0)]
+    of_sockets = [(LOAD, 0, 0, SECOND), (IF_EQUAL, 1, 0, _SOL_SOCKET), ALLOWED, (LOAD, 0, 0, THIRD), *sizes, ALLOWED]
+    program += on_call(_SETSOCKOPT[column], of_sockets)
     return [*program, ALLOWED]
 
 
