@@ -24,6 +24,11 @@ ADDRESS_SPACE_FACTOR = 4  # of memory_bytes: what is mapped is not what is used
 MIN_ADDRESS_SPACE = 2 << 30
 OPEN_FILES = 256
 PENDING_SIGNALS = 256
+OWN_SETTINGS = {  # of the box's own namespaces
+    "/proc/sys/user/max_user_namespaces": "0",  # once more: seccomp refuses new ones
+    "/proc/sys/net/ipv4/tcp_rmem": "4096 65536 131072",  # buffers of connections are memory of no process
+    "/proc/sys/net/ipv4/tcp_wmem": "4096 16384 65536",
+}
 FAILED_SETUP = 97  # exit status of a keeper whose layers could not be had
 
 
@@ -75,8 +80,9 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
     limits = order["limits"]
     os.setsid()
     kernel.map_ids(view.BOX_ID, setup.uid, setup.gid)
-    with contextlib.suppress(OSError):  # an old kernel, or no /proc/sys: seccomp refuses new user namespaces anyway
-        kernel.write_text("/proc/sys/user/max_user_namespaces", "0")
+    for path, value in OWN_SETTINGS.items():
+        with contextlib.suppress(OSError):  # an old kernel, or no /proc/sys
+            kernel.write_text(path, value)
     view.mount_own(limits["disk_bytes"], has_proc=setup.has_proc, has_tests=bool(order["tests"]))
     kernel.raise_loopback()
     os.umask(0o077)
