@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Literal
 
 from atlas.sandbox.inside.values import DEPTH_LIMIT, Encoded, Malformed
@@ -204,18 +205,25 @@ def _written_tag(tag: str, content: Any, depth: int) -> Iterator[str]:
     elif tag == "tuple" and type(content) is list:
         yield from _joined("(", content, ",)" if len(content) == 1 else ")", depth)
     elif tag in (*_UNORDERED, *_ORDERED) and type(content) is list:
-        yield from _joined(
-            "{" if tag == "set" and content else f"{tag}(", content, "}" if tag == "set" and content else ")", depth
-        )
+        yield from _joined(*_brackets(tag, content), depth=depth)
     else:
         yield _written_atom(tag, content)
+
+
+def _brackets(tag: str, content: list[Encoded]) -> tuple[str, list[Encoded], str]:
+    if tag == "deque":
+        return "deque([", content, "])"
+    if not content:
+        return f"{tag}(", content, ")"
+    return ("{", content, "}") if tag == "set" else ("frozenset({", content, "})")
 
 
 def _written_atom(tag: str, content: Any) -> str:
     if tag == "float":
         return str(content)
-    if tag == "int":
-        return str(content)[:_HEX_DIGITS_SHOWN]
+    if tag == "int" and type(content) is str and len(content) <= _HEX_DIGITS_SHOWN:
+        with suppress(ValueError):
+            return str(int(content, 16))
     if tag == "bytes" and type(content) is str and content.isalnum() and len(content) % 2 == 0:
         try:
             return repr(bytes.fromhex(content))

@@ -13,7 +13,7 @@ from atlas.sandbox.checks import check_entry
 from atlas.sandbox.outcomes import ended_early, execution, failed_early, no_result, not_loaded, parse_fault, tampered
 from atlas.sandbox.sealing import Sealing, can_seal, can_seal_checker, expected_tests, has_check
 from atlas.sandbox.transcript import Forged, Transcript, missing, read
-from atlas.types import CaseResult, Execution, Program, RunLimits
+from atlas.types import CaseResult, Execution, Outcome, Program, RunLimits
 
 CODE_FILE = "solution.py"
 TESTS_FILE = "test_solution.py"
@@ -141,7 +141,9 @@ def _conclude(program: Program, transcript: Transcript, result: BoxResult, boxes
         return execution(boxes.tier, result, outcome="passed", cases=tuple(cases))
     message = bad.message if bad else f"pytest ended with status {transcript.end.end}"
     failed = execution(boxes.tier, result, outcome="failed", cases=tuple(cases))
-    return replace(failed, error_type=transcript.first_type(), error_message=message)
+    limit = transcript.limit()
+    outcome: Outcome = "memory_limit" if limit == "memory" else "failed"
+    return replace(failed, outcome=outcome, limit=limit, error_type=transcript.first_type(), error_message=message)
 
 
 def _cut(cases: list[CaseResult], cut_off: Execution) -> list[CaseResult]:

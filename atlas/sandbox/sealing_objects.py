@@ -50,6 +50,7 @@ class _Objects:
     def __init__(self, tree: Tree, references: list[Reference], kinds: dict[str, str]) -> None:
         self._tree = tree
         self._calls: dict[ast.AST, str] = {}  # call -> class or function
+        self._constants = {reference.node for reference in references if kinds[reference.name] == "constant"}
         for reference in references:
             parent = tree.parent(reference.node)
             if isinstance(parent, ast.Call) and parent.func is reference.node:
@@ -78,6 +79,11 @@ class _Objects:
             self._instances.add((self._tree.scope(node), node.arg))
         for target, value in _bindings(node):
             self._follow_binding(target, value)
+        if isinstance(node, (ast.For, ast.comprehension)) and (self.is_instance(node.iter) or self.is_result(node.iter)):
+            self._add_results(node.target)
+
+    def _add_results(self, target: ast.AST) -> None:
+        self._results |= {(self._tree.scope(name), name.id) for name in ast.walk(target) if isinstance(name, ast.Name)}
 
     def _follow_binding(self, target: ast.AST, value: ast.AST) -> None:
         if self.is_instance(value):
@@ -86,7 +92,7 @@ class _Objects:
             elif isinstance(target, ast.Attribute) and called_name(target.value) in ("self", "cls"):
                 self._attributes.add(target.attr)
         elif self.is_result(value):
-            self._results |= {(self._tree.scope(name), name.id) for name in ast.walk(target) if isinstance(name, ast.Name)}
+            self._add_results(target)
 
     @staticmethod
     def _is_fixture(node: ast.FunctionDef) -> bool:
@@ -106,6 +112,8 @@ class _Objects:
 
     def is_result(self, node: ast.AST) -> bool:
         """What a function or method returned, or an attribute or element of an instance; or a part of that."""
+        if node in self._constants:
+            return True
         if isinstance(node, ast.Call):
             return self._calls.get(node) == "function" or self._is_method(node.func)
         if isinstance(node, ast.Attribute):
@@ -173,8 +181,8 @@ class _Objects:
         if isinstance(node, ast.Call) and (node in self._calls or self._is_method(node.func)):
             for argument in (*node.args, *node.keywords):
                 yield from _names_beside_copies(argument)
-        for target, value in _bindings(node):
-            if self.is_result(value):
+        for target, value in (*_bindings(node), *_iterations(node)):
+            if self.is_result(value) or (isinstance(node, (ast.For, ast.comprehension)) and self.is_instance(value)):
                 yield from (name for name in ast.walk(target) if isinstance(name, ast.Name))
 
 
@@ -184,7 +192,10 @@ def _bindings(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
         yield from ((target, node.value) for target in node.targets)
     elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)) and node.value:
         yield node.target, node.value
-    elif isinstance(node, (ast.For, ast.comprehension)):
+
+
+def _iterations(node: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
+    if isinstance(node, (ast.For, ast.comprehension)):
         yield node.target, node.iter
 
 

@@ -10,7 +10,7 @@ import msgspec
 from atlas.sandbox import outcomes
 from atlas.sandbox.boxes import BoxResult
 from atlas.sandbox.outcomes import Fault
-from atlas.types import CaseOutcome, CaseResult
+from atlas.types import CaseOutcome, CaseResult, LimitName
 
 PHASES = ["setup", "call", "teardown"]
 NAME_LIMIT_CHARS = 400
@@ -21,7 +21,11 @@ class Forged(ValueError):
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One phase of one test, as pytest has them; a checker's tests have `call` only."""
+    """One phase of one test, as pytest has them; a checker's tests have `call` only.
+
+    Attributes:
+        raised: what may be the sign of a limit.
+    """
 
     test: str
     when: str
@@ -29,6 +33,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     text: str = ""
     type: str = ""
     seconds: float = 0.0
+    raised: Fault | None = None
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,6 +77,10 @@ class Transcript(msgspec.Struct, kw_only=True):
         for phase in self.phases:
             by_test.setdefault(phase.test, []).append(phase)
         return [_case(test, phases, PHASES) for test, phases in by_test.items()]
+
+    def limit(self) -> LimitName | None:
+        """The first limit that a test met."""
+        return next((phase.raised.limit for phase in self.phases if phase.raised and phase.raised.limit), None)
 
     def first_type(self) -> str:
         """Exception type of the first phase that failed."""

@@ -102,7 +102,8 @@ def _asserts(statement: ast.stmt) -> bool:
 def _reason(error: BaseException) -> dict[str, Any]:
     trace = getattr(error, lineage.OWN_TRACE, "")
     text = faults.trace_of(error)
-    return {"text": f"{text}\n\nin the code:\n{trace}" if trace else text, "type": type(error).__name__}
+    reason = {"text": f"{text}\n\nin the code:\n{trace}" if trace else text, "type": type(error).__name__}
+    return reason | ({"raised": faults.describe(error)} if faults.names_limit(error) else {})
 
 
 class Explaining(ast.NodeTransformer):

@@ -77,7 +77,8 @@ class Ready:
             hook.pytest_collection(session=session)
             hook.pytest_runtestloop(session=session)
             status = pytest.ExitCode.TESTS_FAILED if session.testsfailed else pytest.ExitCode.OK
-        except (KeyboardInterrupt, pytest.exit.Exception):
+        except (KeyboardInterrupt, pytest.exit.Exception):  # tests that cannot be imported as well
+            hook.pytest_keyboard_interrupt(excinfo=pytest.ExceptionInfo.from_current())
             status = pytest.ExitCode.INTERRUPTED
         except session.Failed:
             status = pytest.ExitCode.TESTS_FAILED
@@ -85,7 +86,7 @@ class Ready:
             self._config.notify_exception(pytest.ExceptionInfo.from_current(), self._config.option)
             status = pytest.ExitCode.INTERNAL_ERROR
         session.exitstatus = status
-        with contextlib.suppress(pytest.exit.Exception):
+        with contextlib.suppress(BaseException):  # nothing that decides
             hook.pytest_sessionfinish(session=session, exitstatus=status)
         return int(status)
 
@@ -158,6 +159,8 @@ class Recorder:
         if report.outcome != "passed":
             frame["text"] = self._text(report, call)
             frame["type"] = call.excinfo.typename if call.excinfo else ""
+            if call.excinfo and faults.names_limit(call.excinfo.value):
+                frame["raised"] = faults.describe(call.excinfo.value)
         if report.when == "call":
             frame["seconds"] = report.duration
         self._send(frame)
