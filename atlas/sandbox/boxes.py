@@ -12,6 +12,25 @@ Profile = Literal["lite", "pytest", "lint"]
 Ending = Literal["exit", "wall", "cpu", "memory", "output", "killed"]
 
 
+class ProjectMount(msgspec.Struct, frozen=True, kw_only=True):
+    """A directory of the user's, seen in a box at its own path: as it is, but what is written there stays in the box.
+
+    Attributes:
+        read_only: absolute paths that are seen too.
+        shared: relative paths, as `hidden` and `protected`: seen, never copied, and not writable.
+        hidden: seen as empty.
+        protected: not writable once `changes` are made; what does not exist is left out.
+        changes: text of files that are other than in the directory; None: not there.
+    """
+
+    directory: str
+    read_only: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    protected: tuple[str, ...] = ()
+    changes: dict[str, str | None] = {}
+
+
 class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One box: what runs in it, on what, within which limits.
 
@@ -25,6 +44,7 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
         fresh: the runner is called in a fresh interpreter rather than in a fork of a warm one.
         has_keeper: a process of ours is pid 1. Without one the program is, which costs a third less, and whose signals to itself
             have no default action; for runners that call functions, not for whole programs.
+        project: only in the native tier.
     """
 
     runner: str
@@ -36,6 +56,7 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: RunLimits = RunLimits()
     fresh: bool = False
     has_keeper: bool = True
+    project: ProjectMount | None = None
 
 
 class BoxResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ import structlog
 
 from atlas.errors import SandboxUnavailable
 from atlas.sandbox.boxes import BoxResult, BoxSpec
+from atlas.sandbox.project_zygotes import ProjectZygotes
 from atlas.sandbox.supervision import Box
 from atlas.sandbox.watch import MemoryWatch
 from atlas.sandbox.zygotes import Configuration, Ended, Zygote
@@ -46,6 +47,7 @@ class NativeBoxes:
         # Two take twice as much work as one on two cores; from there on one for four slots (design/sandbox.md 6.1).
         self._per_profile = max(min(slots, FEW_SLOTS), slots // SLOTS_PER_ZYGOTE)
         self._zygotes: dict[str, list[Zygote]] = {}
+        self._projects = ProjectZygotes(python=python, uid=uid)
         self._locks: dict[str, asyncio.Lock] = {}
         self._jobs = itertools.count(1)
         self._watch = MemoryWatch()
@@ -53,7 +55,7 @@ class NativeBoxes:
 
     @property
     def num_zygotes(self) -> int:
-        return sum(zygote.is_alive for zygotes in self._zygotes.values() for zygote in zygotes)
+        return sum(zygote.is_alive for zygotes in self._zygotes.values() for zygote in zygotes) + len(self._projects)
 
     async def start(self) -> dict[str, object]:
         """Start one zygote that boxes can be made with; the rest follow as they are needed. What its layers are.
@@ -75,6 +77,7 @@ class NativeBoxes:
         self._watch.close()
         for zygote in [zygote for zygotes in self._zygotes.values() for zygote in zygotes]:
             await zygote.stop()
+        await self._projects.close()
 
     async def run(self, spec: BoxSpec) -> BoxResult:
         return await self._finish(await self._submit(spec))
@@ -115,10 +118,10 @@ class NativeBoxes:
     async def _submit(self, spec: BoxSpec, peer: Sequence[int] = ()) -> Running:
         """Hand a box to a zygote; one that turns out to be dead says nothing about the others."""
         for _ in range(self._per_profile):
-            zygote = await self._choose(spec.profile)
+            zygote = await self._choose_for(spec)
             with contextlib.suppress(SandboxUnavailable):
                 return self._hand_over(zygote, spec, peer)
-        return self._hand_over(await self._choose(spec.profile), spec, peer)
+        return self._hand_over(await self._choose_for(spec), spec, peer)
 
     def _hand_over(self, zygote: Zygote, spec: BoxSpec, peer: Sequence[int]) -> Running:
         """Hand a box to its zygote; all descriptors of the other side are closed here."""
@@ -136,6 +139,9 @@ class NativeBoxes:
                 os.close(descriptor)
         self._watch.add(job, zygote, box)
         return Running(job, box, ending)
+
+    async def _choose_for(self, spec: BoxSpec) -> Zygote:
+        return await (self._projects.choose(spec.project) if spec.project else self._choose(spec.profile))
 
     async def _choose(self, profile: str) -> Zygote:
         """The least busy zygote of a profile; those that are missing are started, one at a time."""

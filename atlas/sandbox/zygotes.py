@@ -41,6 +41,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
         python: its interpreter; what that can import, boxes can.
         uid: taken where the pool runs as root.
         read_only: paths that boxes see beside the system's and the interpreter's.
+        project: a directory that boxes may have a view of (inside/project_view.py); empty: none.
         tier: native: boxes are clones of the process; else each is a program that it starts.
         bwrap: path of bubblewrap, in that tier.
     """
@@ -49,6 +50,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     uid: int
     read_only: tuple[str, ...] = ()
+    project: str = ""
     tier: Tier = "native"
     bwrap: str = ""
 

@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from atlas.sandbox.inside import frames, fresh, kernel, landlock, program, runners, seccomp, view
+from atlas.sandbox.inside import frames, fresh, kernel, landlock, program, project_view, runners, seccomp, view
 
 NICENESS = 10
 STACK_BYTES = 64 << 20
@@ -84,6 +84,8 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
         with contextlib.suppress(OSError):  # an old kernel, or no /proc/sys
             kernel.write_text(path, value)
     view.mount_own(limits["disk_bytes"], has_proc=setup.has_proc, has_tests=bool(order["tests"]))
+    if order["project"]:
+        project_view.mount(order["project"], limits["disk_bytes"])
     kernel.raise_loopback()
     os.umask(0o077)
     os.nice(NICENESS)
@@ -94,7 +96,7 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
         view.close_tests()
     kernel.drop_capabilities()
     if setup.landlock_version:
-        landlock.restrict(["/"], list(view.WRITABLE), list(view.DEVICES))
+        landlock.restrict(["/"], [*view.WRITABLE, *project_view.writable(order["project"])], list(view.DEVICES))
     limit(limits)
     seccomp.install()
 

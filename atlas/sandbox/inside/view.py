@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 from atlas.sandbox.inside.kernel import (
     MOUNT_ATTR_RDONLY,
@@ -52,11 +53,12 @@ ACCOUNTS = {
 }
 
 
-def build(read_only: list[str]) -> bool:
+def build(read_only: list[str], also: Callable[[str], None] | None = None) -> bool:
     """Make the root of this mount namespace; whether it has a /proc.
 
     Args:
         read_only: absolute paths beside the system's own that are seen at the same place.
+        also: called with the place where the new root is being made; shows what does not lie at the same place.
 
     Raises:
         OSError: a layer cannot be had.
@@ -72,6 +74,8 @@ def build(read_only: list[str]) -> bool:
         _show(path, descriptor)
     _show_at(PROGRAM, program)
     _make_directories()
+    if also:
+        also(_MOUNT_AT)
     for path, descriptor in devices.items():
         _write(path, b"")
         mount(f"/proc/self/fd/{descriptor}", _MOUNT_AT + path, None, MS_BIND)

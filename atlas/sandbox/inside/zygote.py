@@ -25,7 +25,7 @@ if __name__ == "__main__":  # run as a file: neither `atlas` nor its packages ma
     room = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     fresh.stand_in(("atlas", os.path.dirname(room)), ("atlas.sandbox", room))
 
-from atlas.sandbox.inside import box, kernel, landlock, runners, view
+from atlas.sandbox.inside import box, kernel, landlock, project_view, runners, view
 
 OWN_NAMESPACES = (
     kernel.CLONE_NEWNS
@@ -188,7 +188,10 @@ def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
     runners.warm(configuration["profile"])
     path = [entry for entry in sys.path if os.path.isdir(entry)]
     kernel.write_text("/proc/self/oom_score_adj", OOM_SCORE)
-    has_proc = view.build([*view.interpreter_paths(sys.executable), *configuration["read_only"]])
+    uid = configuration["uid"] if is_root else None
+    project = project_view.Project(configuration["project"], uid) if configuration["project"] else None
+    read_only = [*view.interpreter_paths(sys.executable), *configuration["read_only"]]
+    has_proc = view.build(read_only, project.show if project else None)
     if is_root:
         become(configuration["uid"])
     os.environ.clear()
