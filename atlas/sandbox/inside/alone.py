@@ -18,6 +18,7 @@ from atlas.sandbox.inside.seccomp import AND, ERROR, FIRST, IF_EQUAL, LOAD, RETU
 
 MIN_LANDLOCK = 6  # signals are kept within a box from here on; Linux 6.12
 PROC = "/proc"
+OWN_TASKS = 2  # this process and its keeper
 
 # name: (x86-64, aarch64), as in seccomp.py
 _REFUSED: seccomp.Table = {
@@ -139,7 +140,7 @@ def isolate(order: dict[str, Any], kept: list[int], *, directory: Directory, is_
     os.setsid()
     os.umask(0o077)
     os.nice(box.NICENESS)
-    others = num_tasks(os.getuid())
+    others = num_tasks(os.getuid()) - OWN_TASKS
     directory.enter(order)
     if is_confined:
         kernel.drop_capabilities()
