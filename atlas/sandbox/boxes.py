@@ -44,6 +44,7 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
         fresh: the runner is called in a fresh interpreter rather than in a fork of a warm one.
         has_keeper: a process of ours is pid 1. Without one the program is, which costs a third less, and whose signals to itself
             have no default action; for runners that call functions, not for whole programs.
+        prepare_s: time before the first frame (a compiler's), which does not count as the program's wall time.
         project: only in the native tier.
     """
 
@@ -56,6 +57,7 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: RunLimits = RunLimits()
     fresh: bool = False
     has_keeper: bool = True
+    prepare_s: float = 0.0
     project: ProjectMount | None = None
 
 

@@ -82,12 +82,9 @@ def _spec(program: Program, limits: RunLimits, *, stdin: bytes) -> BoxSpec:
         payload=payload,
         files=program.files | {language.file: program.code},
         stdin=stdin,
-        limits=_with_time_to_compile(limits) if language.compile else limits,
+        limits=limits,
+        prepare_s=COMPILE_WALL_S if language.compile else 0.0,
     )
-
-
-def _with_time_to_compile(limits: RunLimits) -> RunLimits:
-    return replace(limits, wall_s=limits.wall_s + COMPILE_WALL_S)
 
 
 def _conclude(result: BoxResult, boxes: Boxes) -> Execution:
@@ -219,7 +216,8 @@ async def _execute_compiled(program: Program, limits: RunLimits, boxes: Boxes, *
         runner="execute",
         payload=payload,
         files=program.files | {language.file: program.code},
-        limits=replace(limits, wall_s=seconds + COMPILE_WALL_S),
+        limits=replace(limits, wall_s=seconds),
+        prepare_s=COMPILE_WALL_S,
     )
     result = await boxes.run(spec)
     frames = result.frames

@@ -27,8 +27,11 @@ class Output:
     pool most of its wake-ups.
     """
 
-    def __init__(self, descriptor: int, limit_bytes: int, on_full: Callable[[], None]) -> None:
+    def __init__(
+        self, descriptor: int, limit_bytes: int, on_full: Callable[[], None], on_first: Callable[[], None] = lambda: None
+    ) -> None:
         self._descriptor = descriptor
+        self._on_first = on_first
         self._limit_bytes = limit_bytes
         self._on_full = on_full
         self._head = bytearray()
@@ -48,6 +51,8 @@ class Output:
         if not part:
             self._loop.remove_reader(self._descriptor)
             return False
+        if not self._head:
+            self._on_first()
         self._keep(part)
         return True
 
@@ -102,20 +107,30 @@ class Box:
         self._kill = kill
         self._reason: Ending | None = None
         self._loop = asyncio.get_running_loop()
-        self._timers: list[asyncio.TimerHandle] = []
+        self._wall: asyncio.TimerHandle | None = None
+        self._following: asyncio.TimerHandle | None = None
         self._written: tuple[bytes, bytes, bytes] | None = None
         self._outputs = (
             Output(stdout, spec.limits.output_bytes, lambda: self.end("output")),
             HeadAndTail(stderr, STDERR_BYTES),
-            Output(report, REPORT_BYTES, lambda: self.end("output")),
+            Output(report, REPORT_BYTES, lambda: self.end("output"), self._begin),
         )
 
     def start_clock(self) -> None:
         self.started_s = self._loop.time()
-        self._timers = [
-            self._loop.call_later(self.spec.limits.wall_s, self.end, "wall"),
-            self._loop.call_later(FOLLOW_AFTER_S, self._follow),
-        ]
+        self._allow(self.spec.limits.wall_s + self.spec.prepare_s)
+        self._following = self._loop.call_later(FOLLOW_AFTER_S, self._follow)
+
+    def _allow(self, seconds: float) -> None:
+        """Count the wall time anew from now on."""
+        if self._wall:
+            self._wall.cancel()
+        self._wall = self._loop.call_later(seconds, self.end, "wall")
+
+    def _begin(self) -> None:
+        """The first frame: what had to be prepared is."""
+        if self.spec.prepare_s and self._wall:
+            self._allow(self.spec.limits.wall_s)
 
     def _follow(self) -> None:
         for output in self._outputs:
@@ -130,7 +145,7 @@ class Box:
     def close(self) -> tuple[bytes, bytes, bytes]:
         """Stop the clock and take stdout, stderr and report; nothing of the box is left by now."""
         if self._written is None:
-            for timer in self._timers:
+            for timer in filter(None, (self._wall, self._following)):
                 timer.cancel()
             stdout, stderr, report = (output.close() for output in self._outputs)
             self._written = stdout, stderr, report
