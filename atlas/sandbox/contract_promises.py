@@ -154,12 +154,12 @@ LIMITS = (
         code=f"""
 import os, time
 print('ok', flush=True)
-for _ in range(6):
+for _ in range(4):
     if os.fork() == 0:
-        block = bytearray(os.urandom(4096)) * (40 * {MIB} // 4096)
+        block = bytearray(b'x') * (24 * {MIB})
         time.sleep(60)
 time.sleep(60)""",
-        limits={"memory_bytes": 128 * MIB, "wall_s": 30.0},
+        limits={"memory_bytes": 64 * MIB, "wall_s": 30.0},
         ending="memory",
     ),
     Promise(
