@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,6 +30,8 @@ from atlas.types import Case, CaseOutcome, CaseResult, Execution, Program, RunLi
 SHOWN_CHARS = 1000
 NAME_CHARS = 200
 FILE = "solution.py"
+REMEMBERED_CHARS = 2000
+NUM_REMEMBERED = 4096
 
 
 class Prepared(NamedTuple):
@@ -59,7 +62,7 @@ async def execute_cases(program: Program, limits: RunLimits, boxes: Boxes) -> Ex
         SandboxUnavailable: a failure of ours.
     """
     check_entry(program.entry_point)
-    prepared = [_prepare(number, case, program.entry_point) for number, case in enumerate(program.cases)]
+    prepared = [_prepared(number, case, program.entry_point) for number, case in enumerate(program.cases)]
     spec = BoxSpec(
         runner="function",
         payload={"entry": program.entry_point, "cases": [(case.args, case.kwargs) for case in prepared]},
@@ -69,6 +72,12 @@ async def execute_cases(program: Program, limits: RunLimits, boxes: Boxes) -> Ex
         has_keeper=False,
     )
     return judge(prepared, await boxes.run(spec), boxes)
+
+
+def _prepared(number: int, case: Case, entry_point: str) -> Prepared:
+    """As `_prepare`; many candidates are asked the same, and parsing costs the pool more than everything else it does."""
+    is_small = len(case.args) + len(case.kwargs) + len(case.expected) <= REMEMBERED_CHARS
+    return (_remember if is_small else _prepare)(number, case, entry_point)
 
 
 def _prepare(number: int, case: Case, entry_point: str) -> Prepared:
@@ -87,6 +96,9 @@ def _prepare(number: int, case: Case, entry_point: str) -> Prepared:
         [show(arg, NAME_CHARS) for arg in _items(args_encoded)] + [f"{key}={value!r}" for key, value in kwargs.items()]
     )
     return Prepared(case, f"{entry_point}({shown})"[:NAME_CHARS], args_encoded, kwargs_encoded, expected)
+
+
+_remember = lru_cache(maxsize=NUM_REMEMBERED)(_prepare)
 
 
 def _items(encoded: Any) -> list[Any]:
