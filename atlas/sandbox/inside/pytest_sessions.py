@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Generator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -52,7 +53,13 @@ def test_warm(value, one, capsys):
 def test_fails():
     assert [1, 2] == [1, 3]
 """
+Send = Callable[[dict[str, Any]], None]
+OnCollected = Callable[[list[ModuleType]], None]
 _ready: dict[str, Ready] = {}
+
+
+def _ignore(_: Any) -> None:
+    pass
 
 
 class Ready:
@@ -112,15 +119,27 @@ def warm() -> None:
             _ready[kind] = Ready(kind)
 
 
-def run(kind: str, send: Callable[[dict[str, Any]], None], link: proxies.Link | None, *, has_conftest: bool = False) -> int:
-    """Run the test file in TESTS; pytest's exit status."""
+def run(
+    kind: str, send: Send, link: proxies.Link | None = None, *, on_collected: OnCollected = _ignore, has_conftest: bool = False
+) -> int:
+    """Run the test file in TESTS; pytest's exit status.
+
+    Args:
+        kind: of a session; see WITHOUT.
+        send: is given each frame of the report.
+        link: to the candidate's box, if there is one.
+        on_collected: is given the modules of the tests, before the first of them runs.
+        has_conftest: there is a conftest.py, to be used.
+    """
     os.environ.update(ENVIRONMENT)
     sys.dont_write_bytecode = True
-    if (ready := _ready.get(kind)) and not has_conftest:
-        ready.recorder.bind(send, link)
+    ready = _ready.pop(kind, None)
+    _ready.clear()  # code that looks for a session finds none
+    if ready and not has_conftest:
+        ready.recorder.bind(send, link, on_collected)
         return ready.run()
     recorder = Recorder()
-    recorder.bind(send, link)
+    recorder.bind(send, link, on_collected)
     conftest = f"--confcutdir={view.TESTS}" if has_conftest else "--noconftest"
     return int(pytest.main(_arguments(kind, view.TESTS, [conftest, os.path.join(view.TESTS, FILE)]), [recorder]))
 
@@ -133,14 +152,16 @@ class Recorder:
     """A plugin that reports as pytest goes."""
 
     def __init__(self) -> None:
-        self._send: Callable[[dict[str, Any]], None] = lambda frame: None
+        self._send: Send = _ignore
+        self._on_collected: OnCollected = _ignore
         self._link: proxies.Link | None = None
         self._num_violations = 0
 
-    def bind(self, send: Callable[[dict[str, Any]], None], link: proxies.Link | None) -> None:
-        self._send, self._link = send, link
+    def bind(self, send: Send, link: proxies.Link | None, on_collected: OnCollected) -> None:
+        self._send, self._link, self._on_collected = send, link, on_collected
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self._on_collected([item.module for item in session.items if isinstance(item, pytest.Function)])
         self._send({"collected": [_name(item.nodeid) for item in session.items]})
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

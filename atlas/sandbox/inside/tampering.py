@@ -12,7 +12,7 @@ import os
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import is_
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -45,13 +45,34 @@ class Guard:
     """The functions that decide, as they were before any code of the candidate ran."""
 
     def __init__(self) -> None:
-        self._places = [(place, names) for place in _places() if (names := _function_names(place))]
-        self._before = [_members(place, names) for place, names in self._places]
-        self._codes = [list(map(_code_of, members)) for members in self._before]
+        self._places: list[tuple[ModuleType | type, list[str]]] = []
+        self._before: list[list[Any]] = []
+        self._codes: list[list[Any]] = []
         self._builtins = dict(vars(builtins))
+        self._is_intact = _own_check()
+        for name in GUARDED:
+            if name in sys.modules:
+                self._add_module(sys.modules[name])
+
+    def add(self, modules: Iterable[ModuleType]) -> None:
+        """Guard these as well, which are the tests."""
+        for module in {id(module): module for module in modules}.values():
+            self._add_module(module)
+
+    def _add_module(self, module: ModuleType) -> None:
+        kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+        places: list[ModuleType | type] = [module, *kinds]
+        for place in places:
+            if names := _function_names(place):
+                members = _members(place, names)
+                self._places.append((place, names))
+                self._before.append(members)
+                self._codes.append(list(map(_code_of, members)))
 
     def changed(self) -> Iterator[str]:
         """Names of those that are something else now."""
+        if not self._is_intact():
+            yield "the guard itself was changed"
         for (place, names), before, codes in zip(self._places, self._before, self._codes, strict=True):
             try:
                 now = _members(place, names)
@@ -66,13 +87,16 @@ class Guard:
                 yield f"builtins.{name} was replaced"
 
 
-def _places() -> Iterator[ModuleType | type]:
-    """The modules, and the classes made in them."""
-    for name in GUARDED:
-        module = sys.modules.get(name)
-        if module is not None:
-            yield module
-            yield from (kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == name)
+def _own_check() -> Callable[[], bool]:
+    """Whether this module is what it was; what comes back needs nothing that can be replaced."""
+    here = (globals(), vars(Guard), vars(Watch))
+    before = [dict(place) for place in here]
+    every, each, same = all, map, is_
+
+    def is_intact() -> bool:
+        return every(every(each(same, each(now.get, was), was.values())) for now, was in zip(here, before, strict=True))
+
+    return is_intact
 
 
 def _function_names(place: ModuleType | type) -> list[str]:
