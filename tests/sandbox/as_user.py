@@ -22,12 +22,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from atlas.sandbox.inside.reach import open_way
 from atlas.sandbox.inside.view import interpreter_paths
 
 USER = 54321  # nobody's, and not the one that boxes of a pool of root's run as
 REPOSITORY = Path(__file__).parents[2]
 TIMEOUT_S = 120.0
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 
 
 def run_as_user(

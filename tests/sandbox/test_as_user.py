@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.sandbox.as_user import USER, run_as_user
-
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+from tests.sandbox.as_user import USER, needs_root, run_as_user
 
 
 def ask(code: str, **options: object) -> subprocess.CompletedProcess[str]:

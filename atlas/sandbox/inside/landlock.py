@@ -37,13 +37,18 @@ def restrict(read_only: list[str], writable: list[str], devices: list[str], *, d
         OSError: the kernel has no Landlock, or a path is missing.
     """
     now = version()
-    rights = _FILE_RIGHTS.get(now, (1 << 16) - 1)
+    rights = all_rights(now)
     network = NET_BIND_TCP | NET_CONNECT_TCP if deny_network else 0
     ruleset = _create(attributes(now, rights=rights, network=network))
     for paths, allowed in ((read_only, READ_ONLY), (writable, rights), (devices, WRITE_FILE | READ_FILE)):
         for path in paths:
             _allow(ruleset, path, allowed)
     _enter(ruleset)
+
+
+def all_rights(kernel_version: int) -> int:
+    """Every right on files that this version can take away."""
+    return _FILE_RIGHTS.get(kernel_version, (1 << 16) - 1)
 
 
 def scope_signals() -> None:
