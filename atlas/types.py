@@ -381,9 +381,7 @@ class Failure(Value, frozen=True, kw_only=True):
 
 
 SandboxMode = Literal["run", "pytest", "function", "stdin", "lint"]
-Outcome = Literal[
-    "passed", "completed", "failed", "error", "timeout", "memory_limit", "output_limit", "killed", "tampered"
-]
+Outcome = Literal["passed", "completed", "failed", "error", "timeout", "memory_limit", "output_limit", "killed", "tampered"]
 LimitName = Literal["wall", "cpu", "memory", "processes", "file_size", "output"]
 Tier = Literal["native", "bwrap", "landlock", "none"]
 Compare = Literal["exact", "json", "approx"]
@@ -583,3 +581,105 @@ class EditRejection(Value, frozen=True, kw_only=True):
     @property
     def is_tampering(self) -> bool:
         return self.fault in ("outside", "protected")
+
+
+class ProjectCheck(Value, frozen=True, kw_only=True):
+    """A change to a project, and how the project's own tests are run.
+
+    Attributes:
+        directory: of the project, absolute.
+        edit: what the candidate wrote: search/replace blocks, a unified diff, or whole files.
+        tests: the user's own command, as one types it; of pytest each test is heard, of anything else the exit status counts.
+        python: interpreter, or directory of a virtual environment; empty: .venv or venv in the project.
+        fail_to_pass: node ids that fail without the edit and must pass with it; empty: all that the command finds failing.
+        protected: patterns of further paths that the edit must not change and that are read-only for the tests.
+        read_only: absolute paths beside project and environment that the tests must see.
+        limits: of one run of the tests; there are two, without the edit and with it.
+    """
+
+    directory: str
+    edit: str
+    tests: str = "pytest"
+    python: str = ""
+    fail_to_pass: tuple[str, ...] = ()
+    protected: tuple[str, ...] = ()
+    read_only: tuple[str, ...] = ()
+    limits: RunLimits = RunLimits(
+        wall_s=300.0,
+        cpu_s=300.0,
+        memory_bytes=2 * 1024 * 1024 * 1024,
+        processes=256,
+        file_size_bytes=256 * 1024 * 1024,
+        disk_bytes=512 * 1024 * 1024,
+        output_bytes=8 * 1024 * 1024,
+    )
+
+
+class ProjectRun(Value, frozen=True, kw_only=True):
+    """One run of a project's tests.
+
+    Attributes:
+        outcome: passed (tests ran and all passed), completed (exit status 0, tests not heard), failed, error (no test ran, or
+            the run broke off), or how it was ended.
+        cases: each test that was heard.
+        uncollected: files whose tests could not be collected, and why.
+        signs: of interference with the tests, or of nothing: only what the run without the edit does not show counts.
+        plugins: of pytest, each with its file; left out of verdicts, where only the difference counts.
+        message: why it is not passed, in a sentence.
+        stdout: the end of it, as of stderr.
+    """
+
+    outcome: Outcome
+    limit: LimitName | None = None
+    exit_code: int | None = None
+    cases: tuple[CaseResult, ...] = ()
+    uncollected: tuple[CaseResult, ...] = ()
+    signs: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+    message: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
+
+
+class ProjectVerdict(Value, frozen=True, kw_only=True):
+    """What the project's tests say of an edit. Tests and edit share a process, so this is never sealed.
+
+    Attributes:
+        outcome: passed: what failed passes, and what passed still does; failed; error (rejected, or the run broke off);
+            tampered; or how the run was ended.
+        evidence: tests (each was heard) or exit_status (only that of the command is known).
+        message: why it is not passed; if it is, what that does not show.
+        rejection: why the edit was not applied; then nothing was run with it.
+        tampering: what was caught.
+        fail_to_pass: tests that failed before, as they are now.
+        broken: tests that passed before and do not any more; a test that is not there any more is an error.
+        num_pass_to_pass: how many passed before.
+        before: the run without the edit.
+        after: the run with it.
+        diff: of the edit, as git writes it; empty if it was rejected.
+        changes: files as the edit makes them; None: deleted.
+        digests: SHA-256 of each changed file's text before, in hexadecimal; None: it did not exist.
+    """
+
+    outcome: Outcome
+    tier: Tier
+    sealed: bool = False
+    evidence: Literal["tests", "exit_status"] = "tests"
+    message: str = ""
+    rejection: EditRejection | None = None
+    tampering: tuple[str, ...] = ()
+    fail_to_pass: tuple[CaseResult, ...] = ()
+    broken: tuple[CaseResult, ...] = ()
+    num_pass_to_pass: int = 0
+    before: ProjectRun | None = None
+    after: ProjectRun | None = None
+    diff: str = ""
+    changes: dict[str, str | None] = {}
+    digests: dict[str, str | None] = {}
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome == "passed"

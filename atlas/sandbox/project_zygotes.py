@@ -10,7 +10,7 @@ from atlas.sandbox.boxes import ProjectMount
 from atlas.sandbox.zygotes import Configuration, Zygote
 
 MAX_IDLE = 2  # each holds some 15 MB
-PROFILE = "lite"  # tests run in the project's own interpreter, so nothing need be warm
+PROFILE = "project"
 
 Key = tuple[str, int, int, tuple[str, ...]]
 

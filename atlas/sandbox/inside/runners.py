@@ -28,6 +28,7 @@ RUNNERS = {
     "lint": ("lint_code", "run"),
     "plain_checker": ("plain_tests", "run_checker"),
     "plain_tests": ("plain_tests", "run_pytest"),
+    "project": ("project_run", "run"),
     "sealed_tests": ("sealed_tests", "run"),
 }
 # profile -> what its processes import beforehand; a runner may be used in any, it is only slower then
@@ -35,6 +36,7 @@ WARM = {
     "lite": ("run", "function", "candidate", "checker", "execute", "plain_checker"),
     "pytest": ("sealed_tests", "plain_tests"),
     "lint": ("lint",),
+    "project": ("project",),
 }
 LIBRARY = "faults", "frames", "loading", "values", "view"
 
