@@ -14,9 +14,9 @@ import msgspec
 import structlog
 
 from atlas.errors import AtlasError, BadRequest, SandboxOverloaded, SandboxRefused, SandboxUnavailable
-from atlas.sandbox.wire import Answer, AskStatus, Cancel, Connection, Done, Failed, PoolConfiguration, Run
+from atlas.sandbox.wire import Answer, AskStatus, Cancel, Check, Connection, Done, Failed, PoolConfiguration, Run
 from atlas.settings import LogSettings, SandboxSettings
-from atlas.types import Execution, Program, RunLimits, SandboxStatus
+from atlas.types import Execution, Program, ProjectCheck, ProjectVerdict, RunLimits, SandboxStatus
 
 log = structlog.get_logger("atlas.sandbox")
 
@@ -111,6 +111,19 @@ class Sandbox:
         assert answer.execution is not None
         return answer.execution
 
+    async def check_project(self, check: ProjectCheck) -> ProjectVerdict:
+        """Judge a change to a project by the project's own tests. Cancelling the call ends its runs.
+
+        Raises:
+            BadRequest: the project, the command or the interpreter cannot be used; the message names what.
+            SandboxRefused: code cannot be isolated here, or projects cannot be shown in the tier that there is.
+            SandboxOverloaded: too many runs wait already.
+            SandboxUnavailable: the sandbox itself failed.
+        """
+        answer = await self._line.ask(Check(id=self._line.next_id(), check=check))
+        assert answer.verdict is not None
+        return answer.verdict
+
     async def status(self) -> SandboxStatus:
         """How the pool is; waits until it has chosen its tier.
 
@@ -173,7 +186,7 @@ class Line:
     def next_id(self) -> int:
         return next(self._ids)
 
-    async def ask(self, question: Run | AskStatus) -> Done:
+    async def ask(self, question: Run | Check | AskStatus) -> Done:
         if self._connection is None:
             raise SandboxUnavailable("the sandbox is not running; it is being started again", retry_after_s=1)
         answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()

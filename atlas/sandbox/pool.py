@@ -13,7 +13,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -24,13 +25,16 @@ from atlas.log import configure_logging
 from atlas.sandbox.boxes import Boxes
 from atlas.sandbox.grade import execute
 from atlas.sandbox.languages import available
+from atlas.sandbox.project import Projects
 from atlas.sandbox.slots import Slots
 from atlas.sandbox.statistics import Statistics
 from atlas.sandbox.tiers import Choice, choose
-from atlas.sandbox.wire import AskStatus, Cancel, Connection, Done, Failed, PoolConfiguration, Question, Run
-from atlas.types import Execution, Program, RunLimits, SandboxStatus
+from atlas.sandbox.wire import AskStatus, Cancel, Check, Connection, Done, Failed, PoolConfiguration, Question, Run
+from atlas.types import Execution, Program, ProjectCheck, ProjectVerdict, RunLimits, SandboxStatus
 
 log = structlog.get_logger("atlas.sandbox")
+
+T = TypeVar("T")
 
 
 class Pool:
@@ -41,6 +45,7 @@ class Pool:
         self._choosing = asyncio.ensure_future(choose(configuration.settings, is_unsafe=configuration.is_unsafe))
         self._choosing.add_done_callback(self._say)
         self._slots: Slots | None = None
+        self._projects: Projects | None = None
         self._statistics = Statistics()
 
     async def choice(self) -> Choice:
@@ -57,24 +62,29 @@ class Pool:
             BadRequest: the program makes no sense.
         """
         asked_s = time.monotonic()
+        async with self._slot() as boxes:
+            queue_s = time.monotonic() - asked_s
+            execution = await twice(lambda: execute(program, limits, boxes))
+        self._statistics.count(program.mode, execution.outcome, execution.wall_s)
+        return msgspec.structs.replace(execution, queue_s=queue_s)
+
+    async def check(self, check: ProjectCheck) -> ProjectVerdict:
+        """Judge a change to a project when there is a slot; raises as `execute` does."""
+        async with self._slot() as boxes:
+            projects = self._projects = self._projects or Projects(boxes)
+            verdict = await twice(lambda: projects.check(check))
+        self._statistics.count("project", verdict.outcome, verdict.after.wall_s if verdict.after else 0.0)
+        return verdict
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncIterator[Boxes]:
         try:
             boxes = await self._boxes()
             async with self._queue(boxes):
-                queue_s = time.monotonic() - asked_s
-                execution = await self._attempt(program, limits, boxes)
+                yield boxes
         except AtlasError as error:
             self._statistics.refusals[error.code] += 1
             raise
-        self._statistics.count(program.mode, execution)
-        return msgspec.structs.replace(execution, queue_s=queue_s)
-
-    async def _attempt(self, program: Program, limits: RunLimits, boxes: Boxes) -> Execution:
-        """A failure of ours says nothing about the program: it is tried once more."""
-        try:
-            return await execute(program, limits, boxes)
-        except SandboxUnavailable as error:
-            log.warning("sandbox.failed", reason=error.message)
-            return await execute(program, limits, boxes)
 
     async def _boxes(self) -> Boxes:
         choice = await self.choice()
@@ -119,6 +129,15 @@ class Pool:
                 await choice.boxes.close()
 
 
+async def twice(attempt: Callable[[], Awaitable[T]]) -> T:
+    """A failure of ours says nothing about the program: it is tried once more."""
+    try:
+        return await attempt()
+    except SandboxUnavailable as error:
+        log.warning("sandbox.failed", reason=error.message)
+        return await attempt()
+
+
 class Client:
     """One connection: what it asked for ends with it."""
 
@@ -137,18 +156,23 @@ class Client:
         self._tasks[question.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(question.id, None))
 
-    async def _answer(self, question: Run | AskStatus) -> None:
+    async def _answer(self, question: Run | Check | AskStatus) -> None:
         try:
-            if isinstance(question, Run):
-                execution = await self._pool.execute(question.program, question.limits)
-                self.connection.send(Done(id=question.id, execution=execution))
-            else:
-                self.connection.send(Done(id=question.id, status=await self._pool.status()))
+            self.connection.send(await self._ask(question))
         except AtlasError as error:
             self.connection.send(failed(question.id, error))
         except Exception as error:  # a bug of ours: the client must hear that it was ours, and the log what it was
             log.exception("sandbox.broke")
             self.connection.send(failed(question.id, SandboxUnavailable(f"the sandbox broke: {type(error).__name__}")))
+
+    async def _ask(self, question: Run | Check | AskStatus) -> Done:
+        match question:
+            case Run(id=number, program=program, limits=limits):
+                return Done(id=number, execution=await self._pool.execute(program, limits))
+            case Check(id=number, check=check):
+                return Done(id=number, verdict=await self._pool.check(check))
+            case AskStatus(id=number):
+                return Done(id=number, status=await self._pool.status())
 
     def _lose(self) -> None:
         for task in self._tasks.values():

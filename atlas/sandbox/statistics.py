@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 
-from atlas.types import Execution, SlowRun
+from atlas.types import SlowRun
 
 NUM_RECENT = 1000
 NUM_SLOWEST = 10
@@ -21,10 +21,10 @@ class Statistics:
         self._recent: deque[float] = deque(maxlen=NUM_RECENT)
         self._slowest: list[SlowRun] = []
 
-    def count(self, mode: str, execution: Execution) -> None:
-        self.outcomes[execution.outcome] += 1
-        self._recent.append(execution.wall_s)
-        run = SlowRun(at=time.time(), mode=mode, outcome=execution.outcome, wall_s=execution.wall_s)
+    def count(self, mode: str, outcome: str, wall_s: float) -> None:
+        self.outcomes[outcome] += 1
+        self._recent.append(wall_s)
+        run = SlowRun(at=time.time(), mode=mode, outcome=outcome, wall_s=wall_s)
         self._slowest = sorted([*self.slowest(), run], key=lambda other: -other.wall_s)[:NUM_SLOWEST]
 
     def slowest(self) -> list[SlowRun]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from atlas.settings import LogSettings, SandboxSettings
-from atlas.types import Execution, Program, RunLimits, SandboxStatus
+from atlas.types import Execution, Program, ProjectCheck, ProjectVerdict, RunLimits, SandboxStatus
 
 HEADER = struct.Struct("!I")
 MESSAGE_LIMIT_BYTES = 128 * 1024 * 1024
@@ -36,6 +36,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
     limits: RunLimits
 
 
+class Check(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
+    """Judge a change to a project; answered by Done with a ProjectVerdict, or Failed."""
+
+    id: int
+    check: ProjectCheck
+
+
 class AskStatus(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     """How the pool is; answered by Done with a SandboxStatus."""
 
@@ -53,6 +60,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
 
     id: int
     execution: Execution | None = None
+    verdict: ProjectVerdict | None = None
     status: SandboxStatus | None = None
 
 
@@ -66,7 +74,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     retry_after_s: float | None = None
 
 
-Question = Run | AskStatus | Cancel
+Question = Run | Check | AskStatus | Cancel
 Answer = Done | Failed
 
 
