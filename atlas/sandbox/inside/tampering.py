@@ -25,29 +25,24 @@ FRAMES = frozenset({"tb_frame", "gi_frame", "cr_frame", "ag_frame"})
 CALLABLE = (FunctionType, BuiltinFunctionType, staticmethod, classmethod, property, type)
 # Modules whose functions decide, or carry the decision out of the box.
 GUARDED = (
-    *(
-        f"_pytest.{name}"
-        for name in ("assertion", "assertion.rewrite", "assertion.util", "capture", "config", "fixtures", "main")
-    ),
-    *(
-        f"_pytest.{name}"
-        for name in ("mark.structures", "nodes", "outcomes", "python", "python_api", "raises", "reports", "runner")
-    ),
-    *("_pytest.skipping", "_pytest.unittest", "pluggy", "pluggy._caller", "pluggy._execution", "pluggy._manager", "pytest"),
-    *("unittest.case", "json", "json.encoder", "math", "operator", "functools"),
-    *(f"atlas.sandbox.inside.{name}" for name in ("checker", "faults", "frames", "loading", "plain_tests", "pytest_sessions")),
-    "atlas.sandbox.inside.tampering",
+    *(f"_pytest.{name}" for name in ("assertion", "assertion.rewrite", "assertion.util", "main", "nodes", "outcomes", "python")),
+    *(f"_pytest.{name}" for name in ("python_api", "raises", "reports", "runner", "skipping", "unittest")),
+    *("math", "pluggy._caller", "pluggy._execution", "pluggy._manager", "pytest", "unittest.case"),
+    *(f"atlas.sandbox.inside.{name}" for name in ("checker", "faults", "plain_tests", "pytest_sessions", "tampering")),
 )
 FORBIDDEN_IMPORTS = ("_pytest", "pluggy", "atlas", "ctypes", "_ctypes")
 
 
 class Guard:
-    """The functions that decide, as they were before any code of the candidate ran."""
+    """The functions that decide, as they were before any code of the candidate ran.
+
+    Whether one was replaced; that its code was is seen as it happens (`Watch`), since looking at all of it would cost more than
+    the tests.
+    """
 
     def __init__(self) -> None:
         self._places: list[tuple[ModuleType | type, list[str]]] = []
         self._before: list[list[Any]] = []
-        self._codes: list[list[Any]] = []
         self._builtins = dict(vars(builtins))
         self._is_intact = _own_check()
         for name in GUARDED:
@@ -67,21 +62,20 @@ class Guard:
                 members = _members(place, names)
                 self._places.append((place, names))
                 self._before.append(members)
-                self._codes.append(list(map(_code_of, members)))
 
     def changed(self) -> Iterator[str]:
         """Names of those that are something else now."""
         if not self._is_intact():
             yield "the guard itself was changed"
-        for (place, names), before, codes in zip(self._places, self._before, self._codes, strict=True):
+        for (place, names), before in zip(self._places, self._before, strict=True):
             try:
                 now = _members(place, names)
             except KeyError:
                 yield f"a part of {place.__name__} was removed"
                 continue
-            if not all(map(is_, now, before)) or not all(map(is_, map(_code_of, now), codes)):
-                changed = (name for name, *pair in zip(names, now, before, strict=True) if pair[0] is not pair[1])
-                yield f"{place.__name__}.{next(changed, names[0])} was replaced"
+            if not all(map(is_, now, before)):
+                changed = next(name for name, left, right in zip(names, now, before, strict=True) if left is not right)
+                yield f"{place.__name__}.{changed} was replaced"
         for name, value in self._builtins.items():
             if name != "_" and vars(builtins).get(name) is not value:
                 yield f"builtins.{name} was replaced"
@@ -105,12 +99,6 @@ def _function_names(place: ModuleType | type) -> list[str]:
 
 def _members(place: ModuleType | type, names: list[str]) -> list[Any]:
     return list(map(vars(place).__getitem__, names))
-
-
-def _code_of(member: Any) -> Any:
-    if isinstance(member, property):
-        member = member.fget
-    return getattr(getattr(member, "__func__", member), "__code__", None)
 
 
 class Watch:

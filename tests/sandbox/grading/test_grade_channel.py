@@ -47,8 +47,8 @@ PHASES = [{"test": "test_solution.py::test", "when": when, "outcome": "passed"} 
 LIKELY = st.sampled_from([
     {"loaded": True}, {"case": 0, "value": 1, "seconds": 0.0}, {"case": 1, "value": 1}, {"end": 2}, {"end": 0}, {"end": 1},
     {"compiled": True}, {"collected": ["test_solution.py::test"]}, *PHASES, {"test": "x", "when": "call", "outcome": "passed"},
-    {"score": 10.0, "messages": []}, {"case": 0, "exit": 0, "stdout": "", "stderr": "", "seconds": 0.0}, {"case": 0, "value": None},
-    {"fault": {"type": "MemoryError"}},
+    {"score": 10.0, "messages": []}, {"case": 0, "exit": 0, "stdout": "", "stderr": "", "seconds": 0.0},
+    {"case": 0, "value": None}, {"fault": {"type": "MemoryError"}},
 ])  # fmt: skip
 FRAMES = st.lists(LIKELY | ANYTHING | JSON, max_size=8)
 
