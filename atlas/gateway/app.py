@@ -26,6 +26,7 @@ from atlas.gateway import (
     portal_users,
     refusals,
     responses,
+    sandbox,
     tokens,
 )
 from atlas.gateway.auth import Gate
@@ -55,6 +56,7 @@ ROUTES = [
     tokens.tokenize,
     tokens.detokenize,
     tokens.chat_input_tokens,
+    sandbox.execute,
     refusals.refuse_upstream,
     refusals.refuse_internal,
 ]

@@ -10,8 +10,10 @@ from typing import Literal, Protocol
 import msgspec
 
 from atlas.engine import Engine
+from atlas.gateway.sandbox_watch import SandboxWatch
 from atlas.gateway.throttle import Throttle
 from atlas.gateway.traffic import Traffic
+from atlas.sandbox import Sandbox
 from atlas.settings import AnthropicSettings, AuthSettings, LimitSettings, QueueSettings, ServerSettings, Settings
 from atlas.store import Live, Store
 
@@ -44,10 +46,11 @@ class ModelCatalog(Protocol):
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether requests can be answered, and why not or only partly. `draining` is the gateway's to say."""
+    """Whether requests can be answered, and why not or only partly. `draining` is the gateway's to say, and `sandbox` too."""
 
     status: Literal["loading", "ready", "degraded", "unavailable", "draining"]
     reasons: tuple[str, ...] = ()
+    sandbox: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class GatewayDeps:
         hashing: as many passwords are hashed at a time; more would fill the pool of threads.
         key_checks: how often a user may ask whether some key is valid.
         traffic: what people who watch the server see; filled by the gateway.
+        sandbox: runs code; None where there is none (tests).
+        sandbox_watch: how it was when /readyz or /metrics last looked.
     """
 
     engine: Callable[[], Engine | None]
@@ -76,6 +81,8 @@ class GatewayDeps:
     queue: QueueSettings = field(default_factory=QueueSettings)
     settings: Settings = field(default_factory=Settings)
     traffic: Traffic = field(default_factory=Traffic)
+    sandbox: Sandbox | None = None
+    sandbox_watch: SandboxWatch = field(default_factory=SandboxWatch)
     hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     key_checks: Throttle = field(default_factory=lambda: Throttle(30))
     server: ServerSettings = field(default_factory=ServerSettings)

@@ -146,7 +146,7 @@ class Exchange:
 
     def _meter(self, *, is_streamed: bool) -> MeteredRequest:
         assert self.principal is not None  # the Gate lets nobody else in
-        by_default = PRIORITIES[self.route][0 if is_streamed else 1]
+        by_default = PRIORITIES.get(self.route, (1, 1))[0 if is_streamed else 1]
         self.metered = MeteredRequest(
             self.meter,
             self.principal,

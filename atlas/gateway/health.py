@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from litestar import Response, get
 from litestar.openapi import ResponseSpec
+from msgspec import UNSET, UnsetType
 
 from atlas.errors import AtlasError
 from atlas.gateway.deps import GatewayDeps, Readiness
@@ -29,10 +30,15 @@ class Liveness(Wire):
 
 
 class ReadinessReply(Wire):
-    """`degraded` still answers, `unavailable` does not; `reasons` say what is missing."""
+    """`degraded` still answers, `unavailable` does not; `reasons` say what is missing.
+
+    `sandbox`: how code that is run is isolated (native, bwrap, landlock, none), or starting, refused, unavailable. A server that
+    runs no code is ready all the same.
+    """
 
     status: Literal["loading", "ready", "degraded", "unavailable", "draining"]
     reasons: tuple[str, ...] = ()
+    sandbox: str | UnsetType = UNSET
 
 
 @get(
@@ -62,7 +68,7 @@ READINESS = replies(ReadinessReply, (400,)) | {
 )
 async def readyz(request: HTTPRequest) -> Response[ReadinessReply]:
     state = await check_readiness(exchange_of(request).deps)
-    reply = ReadinessReply(status=state.status, reasons=state.reasons)
+    reply = ReadinessReply(status=state.status, reasons=state.reasons, sandbox=state.sandbox or UNSET)
     if reply.status in ("ready", "degraded"):
         return Response(reply)
     return Response(reply, status_code=503, headers={"retry-after": "2", "retry-after-ms": "2000"})
@@ -76,21 +82,22 @@ async def check_readiness(deps: GatewayDeps) -> Readiness:
     if probe is None or probe.done():
         probe = _probes[deps.store] = asyncio.create_task(_probe(deps))
     troubles = await asyncio.shield(probe)
-    state = deps.readiness()
+    state, sandbox = deps.readiness(), deps.sandbox_watch
     if troubles and state.status in ("ready", "degraded"):
-        return Readiness(status="unavailable", reasons=(*troubles, *state.reasons))
-    return Readiness(status=state.status, reasons=(*state.reasons, *troubles))
+        return Readiness(status="unavailable", reasons=(*troubles, *state.reasons, *sandbox.reasons), sandbox=sandbox.word)
+    return Readiness(status=state.status, reasons=(*state.reasons, *troubles, *sandbox.reasons), sandbox=sandbox.word)
 
 
 _probes: WeakKeyDictionary[Store, asyncio.Task[tuple[str, ...]]] = WeakKeyDictionary()  # each server's latest
 
 
 async def _probe(deps: GatewayDeps) -> tuple[str, ...]:
-    """What metered requests need and do not have."""
+    """What metered requests need and do not have. Looks at the sandbox as well, which they can do without."""
     trials = [_trouble("the ledger", asyncio.to_thread(deps.store.check))]
     if deps.live is not None and deps.auth.mode != "off":
         trials.append(_redis_trouble(deps.live))
-    return tuple(trouble for trouble in await asyncio.gather(*trials) if trouble)
+    found, _ = await asyncio.gather(asyncio.gather(*trials), deps.sandbox_watch.look(deps.sandbox))
+    return tuple(trouble for trouble in found if trouble)
 
 
 async def _redis_trouble(live: Live) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import structlog
@@ -37,6 +38,8 @@ PRIORITIES = {
     "/v1/messages": (0, 1),
     "/v1/responses": (0, 1),
     "/v1/embeddings": (1, 1),
+    "/v1/sandbox/execute": (1, 1),
+    "/execute": (1, 1),
 }
 REMOTE_SLOTS = 64  # of a remote engine, unless queue.max_running says otherwise; chosen, unmeasured
 CANCEL_PATIENCE_S = 2.0  # for the engine to say how far a cancelled answer had come
@@ -67,6 +70,7 @@ class MeteredRequest:
         id: of its usage row; never the client's own, which may come twice.
         groups: what the engine makes of its prompts; empty until it has left the queue.
         embedded_tokens: what an embedding request turned out to cost.
+        work: what is done for it elsewhere than in the engine; it ends with the request.
         length_reason: the limit that ended the answer early; empty if none did.
         aborted_by: who ended it from outside; empty if nobody did.
         status: of the reply, once it has begun.
@@ -81,6 +85,7 @@ class MeteredRequest:
         self.charge = Charge(meter.books, principal, request_id=request_id, route=route, model=model)
         self.groups: list[Group] = []
         self.embedded_tokens = 0
+        self.work: asyncio.Future[Any] | None = None
         self.length_reason = ""
         self.aborted_by = ""
         self.status = 0
@@ -223,7 +228,9 @@ class MeteredRequest:
         self.stop()
 
     def stop(self) -> None:
-        """Leave the queue; cancel what the engine still does."""
+        """Leave the queue; cancel what is still done for it."""
+        if self.work is not None:
+            self.work.cancel()
         if self._ticket is not None and self.is_queued:
             self.meter.queue.leave(self._ticket)
         for group in self.groups:

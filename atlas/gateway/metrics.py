@@ -48,6 +48,7 @@ class Metrics:
         self.wall = self._histogram("atlas_request_seconds", "Whole exchange", REQUEST_BUCKETS_S, "model", "finish")
         self.registry.register(EngineCollector(deps))
         self.registry.register(MeterCollector(meter))
+        self.registry.register(SandboxCollector(deps))
         ProcessCollector(registry=self.registry)
 
     def observe(self, exchange: Exchange, *, route: str, wall_s: float) -> None:
@@ -63,6 +64,8 @@ class Metrics:
 
     def _observe_usage(self, usage: Usage, generations: Sequence[Generation]) -> None:
         model = usage.model
+        if not model:  # of a run in the sandbox, which has no tokens
+            return
         self.tokens(model, "prompt").inc(usage.prompt_tokens)
         self.tokens(model, "cached").inc(usage.cached_tokens)
         self.tokens(model, "completion").inc(usage.completion_tokens)
@@ -110,6 +113,25 @@ class MeterCollector(Collector):
         yield _labelled("atlas_limits_up", "Whether Redis answered when it was last asked", {"": books.is_limits_up})
 
 
+class SandboxCollector(Collector):
+    """The sandbox's pool as it was when it was last looked at, which /metrics does first."""
+
+    def __init__(self, deps: GatewayDeps) -> None:
+        self.deps = deps
+
+    def collect(self) -> Iterator[Metric]:
+        status = self.deps.sandbox_watch.status
+        if status is None:
+            return
+        yield _counted("atlas_sandbox_runs", "Runs by what they showed", status.outcomes, "outcome")
+        yield _counted("atlas_sandbox_refusals", "Runs that were not begun, or that failed by our fault", status.refusals, "code")
+        yield _labelled("atlas_sandbox_running", "Runs that hold a slot", {"": status.running})
+        yield _labelled("atlas_sandbox_waiting", "Runs that wait for one", {"": status.waiting})
+        yield _labelled("atlas_sandbox_slots", "Runs at the same time", {"": status.slots})
+        is_up = status.tier not in (None, "none") and not self.deps.sandbox_watch.trouble
+        yield _labelled("atlas_sandbox_up", "Whether code is run, and is isolated", {"": is_up})
+
+
 class EngineCollector(Collector):
     """The engine's own snapshot, taken when Prometheus asks; nothing while no model is loaded."""
 
@@ -143,7 +165,9 @@ class EngineCollector(Collector):
 )
 async def metrics(request: HTTPRequest) -> Response[bytes]:
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    registry = exchange_of(request).registry
+    exchange = exchange_of(request)
+    await exchange.deps.sandbox_watch.look(exchange.deps.sandbox)
+    registry = exchange.registry
     return Response(encode(registry), headers={"content-type": content_type})
 
 

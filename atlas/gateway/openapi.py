@@ -18,6 +18,7 @@ from litestar.openapi.spec import (
     SecurityRequirement,
     SecurityScheme,
 )
+from msgspec import Struct
 
 from atlas import __version__
 from atlas.gateway.anthropic_wire import AnthropicErrorReply
@@ -43,7 +44,9 @@ PUBLIC: list[SecurityRequirement] = [{}]  # no key needed
 POSTING = (400, 401, 403, 404, 409, 413, 415, 429, 500, 502, 503)
 
 
-def replies(reply: type[Wire], statuses: tuple[int, ...] = POSTING, *, error: type[Wire] = ErrorReply) -> dict[int, ResponseSpec]:
+def replies(
+    reply: type[Struct], statuses: tuple[int, ...] = POSTING, *, error: type[Struct] = ErrorReply
+) -> dict[int, ResponseSpec]:
     """The documented replies of a route: its own, and its errors in the route's dialect."""
     failures = {status: ResponseSpec(error, generate_examples=False, description=MEANINGS[status]) for status in sorted(statuses)}
     return {200: ResponseSpec(reply, generate_examples=False, description="The answer")} | failures

@@ -5,5 +5,6 @@ wrong with us is an exception (`SandboxUnavailable`, `SandboxRefused`, `SandboxO
 """
 
 from atlas.sandbox.client import Sandbox
+from atlas.sandbox.requests import CaseRequest, Evidence, RunRequest
 
-__all__ = ["Sandbox"]
+__all__ = ["CaseRequest", "Evidence", "RunRequest", "Sandbox"]

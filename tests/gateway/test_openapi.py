@@ -23,6 +23,7 @@ from atlas.gateway import create_app
 from atlas.store import Store
 from tests.gateway.conftest import KEY, MODEL, Running, deps_of, new_store, serving
 from tests.gateway.people import People, settle, token_of
+from tests.gateway.sandboxes import new_sandbox, started
 
 PROXIED = {"via": "1.1 test"}  # else /metrics takes us for a program on its own machine
 
@@ -41,7 +42,8 @@ def people(ledger: Store) -> People:
 
 @pytest.fixture(scope="module")
 def server(ledger: Store) -> Iterator[Running]:
-    with serving(deps_of(ScriptedEngine(["Hello world!"], model=MODEL), store=ledger)) as running:
+    deps = deps_of(ScriptedEngine(["Hello world!"], model=MODEL), store=ledger, sandbox=new_sandbox())
+    with serving(deps) as running, started(running):
         yield running
 
 
