@@ -39,7 +39,7 @@ async def execute_tests(program: Program, limits: RunLimits, boxes: Boxes) -> Ex
         runner="plain_tests",
         files={path: text for path, text in program.files.items() if path not in beside} | {CODE_FILE: program.code},
         tests=beside | tests.tests,
-        payload={"has_conftest": has_conftest},
+        payload={"has_conftest": has_conftest, "is_async": "async def" in program.test_code},
     )
     return await _execute_plain(program, plain, boxes)
 

@@ -8,6 +8,7 @@ import os
 import posix
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from atlas.sandbox.inside import checker, faults, loading, tampering, view
@@ -28,9 +29,20 @@ def run_pytest(payload: dict[str, Any], report: Channel, peer: Channel | None) -
     from atlas.sandbox.inside import pytest_sessions  # pytest is in processes of its own profile only
 
     def session(send: Send, guard: tampering.Guard) -> int:
-        return pytest_sessions.run("plain", send, on_collected=guard.add, has_conftest=payload["has_conftest"])
+        return pytest_sessions.run("plain", send, on_collected=guard.add, options=options)
 
+    options = _options(payload)
     return _run(_sender(report, payload.pop("nonce")), session)
+
+
+def _options(payload: dict[str, Any]) -> list[str]:
+    """What a session needs beyond the usual; none if it needs nothing."""
+    asynchronous = (
+        ["-p", "pytest_asyncio.plugin", "-o", "asyncio_mode=auto"] if payload["is_async"] and find_spec("pytest_asyncio") else []
+    )
+    if payload["has_conftest"]:
+        return [f"--confcutdir={view.TESTS}", *asynchronous]
+    return ["--noconftest", *asynchronous] if asynchronous else []
 
 
 def run_checker(payload: dict[str, Any], report: Channel, peer: Channel | None) -> int:

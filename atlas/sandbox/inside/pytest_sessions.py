@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -120,7 +120,7 @@ def warm() -> None:
 
 
 def run(
-    kind: str, send: Send, link: proxies.Link | None = None, *, on_collected: OnCollected = _ignore, has_conftest: bool = False
+    kind: str, send: Send, link: proxies.Link | None = None, *, on_collected: OnCollected = _ignore, options: Sequence[str] = ()
 ) -> int:
     """Run the test file in TESTS; pytest's exit status.
 
@@ -129,19 +129,19 @@ def run(
         send: is given each frame of the report.
         link: to the candidate's box, if there is one.
         on_collected: is given the modules of the tests, before the first of them runs.
-        has_conftest: there is a conftest.py, to be used.
+        options: of a session that is not like the others, and has to be made here.
     """
     os.environ.update(ENVIRONMENT)
     sys.dont_write_bytecode = True
     ready = _ready.pop(kind, None)
     _ready.clear()  # code that looks for a session finds none
-    if ready and not has_conftest:
+    if ready and not options:
         ready.recorder.bind(send, link, on_collected)
         return ready.run()
     recorder = Recorder()
     recorder.bind(send, link, on_collected)
-    conftest = f"--confcutdir={view.TESTS}" if has_conftest else "--noconftest"
-    return int(pytest.main(_arguments(kind, view.TESTS, [conftest, os.path.join(view.TESTS, FILE)]), [recorder]))
+    further = [*(options or ("--noconftest",)), os.path.join(view.TESTS, FILE)]
+    return int(pytest.main(_arguments(kind, view.TESTS, further), [recorder]))
 
 
 def _arguments(kind: str, root: str, further: list[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 
 from atlas.types import Execution, RunLimits
@@ -218,6 +220,13 @@ def scale(path):
 """
     done = await grade(code, mode="pytest", test_code=tests)
     assert (done.outcome, done.sealed) == ("passed", False), done.cases
+
+
+@pytest.mark.skipif(find_spec("pytest_asyncio") is None, reason="needs pytest-asyncio")
+async def test_asynchronous_tests_run_where_their_plugin_is_installed(grade: Grade) -> None:
+    tests = "from solution import f\nasync def test(): assert await f(1) == 2"
+    assert (await grade("async def f(x): return x + 1", mode="pytest", test_code=tests)).outcome == "passed"
+    assert (await grade("async def f(x): return x", mode="pytest", test_code=tests)).outcome == "failed"
 
 
 async def test_a_conftest_of_the_tests_is_used_and_not_sealed(grade: Grade) -> None:
