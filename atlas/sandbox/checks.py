@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import PurePosixPath
 
 from atlas.errors import BadRequest
@@ -23,6 +24,9 @@ def check(program: Program, limits: RunLimits) -> None:
     _check_text(program.test_code, "test_code")
     if len(program.cases) > CASES_LIMIT:
         raise BadRequest(f"{len(program.cases)} cases; {CASES_LIMIT} are the most", param="cases")
+    for number, case in enumerate(program.cases):
+        if not 0 <= case.tolerance < math.inf:
+            raise BadRequest(f"case {number} has a tolerance of {case.tolerance}; it is 0 or a positive number", param="cases")
     _check_files(program.files, limits)
 
 

@@ -10,6 +10,7 @@ from atlas.sandbox.grade_function import execute_cases
 from atlas.sandbox.grade_lint import execute_lint
 from atlas.sandbox.grade_run import execute_inputs, execute_program
 from atlas.sandbox.grade_tests import execute_checker, execute_tests
+from atlas.sandbox.outcomes import clean
 from atlas.types import Execution, Program, RunLimits
 
 
@@ -21,6 +22,10 @@ async def execute(program: Program, limits: RunLimits, boxes: Boxes) -> Executio
         SandboxUnavailable: a failure of ours; says nothing about the program.
     """
     check(program, limits)
+    return clean(await _execute(program, limits, boxes))
+
+
+async def _execute(program: Program, limits: RunLimits, boxes: Boxes) -> Execution:
     if not languages.is_python(program.language) and program.mode not in ("run", "stdin"):
         raise BadRequest(f"mode {program.mode} is for Python; other languages have run and stdin", param="mode")
     if program.mode == "run":

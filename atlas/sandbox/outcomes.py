@@ -8,11 +8,13 @@ import signal
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from atlas.sandbox.boxes import BoxResult
 from atlas.types import CaseOutcome, CaseResult, Execution, LimitName, Outcome, Tier
 
 TEXT_LIMIT_CHARS = 4000
+TYPE_LIMIT_CHARS = 200
 _ENDINGS: dict[str, tuple[Outcome, LimitName | None]] = {
     "wall": ("timeout", "wall"),
     "cpu": ("timeout", "cpu"),
@@ -97,6 +99,20 @@ def trim(text: str) -> str:
 
 def decode(output: bytes) -> str:
     return output.decode("utf-8", "replace")
+
+
+def clean(done: Execution) -> Execution:
+    """The same with texts that can be sent on: a box may report half a surrogate pair, and names without end."""
+    return replace(
+        done,
+        cases=tuple([replace(case, name=_sendable(case.name), message=_sendable(case.message)) for case in done.cases]),
+        error_type=_sendable(done.error_type)[:TYPE_LIMIT_CHARS],
+        error_message=trim(_sendable(done.error_message)),
+    )
+
+
+def _sendable(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def case_outcome(outcome: Outcome) -> CaseOutcome:

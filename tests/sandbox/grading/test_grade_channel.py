@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +40,7 @@ WORDS = st.sampled_from([
     "tampering", "nonce", "absent", "score", "messages", "raised", "exit", "stdout", "stderr", "passed", "setup",
     "call", "teardown", "test_solution.py::test", "MemoryError",
 ])  # fmt: skip
-LEAVES = WORDS | st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text(max_size=5)
+LEAVES = WORDS | st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text(st.characters(codec=None), max_size=5)
 ANYTHING = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4), max_leaves=10
 )
@@ -79,6 +80,7 @@ def judge(program: Program, result: BoxResult) -> Execution:
     with pytest.raises(StopIteration) as stop:
         coroutine.send(None)
     execution: Execution = stop.value.value
+    msgspec.msgpack.encode(execution)  # it can be sent on
     return execution
 
 

@@ -25,6 +25,12 @@ async def test_right_values_pass(grade: Grade) -> None:
     assert [case.name for case in done.cases] == ["f(1)", "f(1, 2)", "f('a', 'b')"]
 
 
+async def test_a_fresh_interpreter_gives_the_same_values(grade: Grade) -> None:
+    assert (await call(grade, "def f(x): return {x: (x,)}", ("(1,)", "{1: (1,)}"), fresh=True)).passed
+    script = "assert f(1) == 2"
+    assert (await grade("def f(x): return x + 1", mode="function", entry_point="f", test_code=script, fresh=True)).passed
+
+
 async def test_a_wrong_value_is_shown_beside_the_right_one(grade: Grade) -> None:
     done = await call(grade, "def f(x): return [x]", ("(1,)", "[1]"), ("(2,)", "(2,)"))
     assert (done.outcome, done.error_type, done.tests_passed) == ("failed", "WrongAnswer", 1)

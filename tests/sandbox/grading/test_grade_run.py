@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from atlas.errors import BadRequest
@@ -103,6 +104,12 @@ async def test_time_of_the_processor_is_a_limit_of_its_own(grade: Grade) -> None
 async def test_a_crash_is_named_by_its_signal(grade: Grade) -> None:
     done = await grade("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     assert (done.outcome, done.exit_code, done.error_type) == ("failed", -11, "SIGSEGV")
+
+
+async def test_what_an_exception_says_can_be_sent_on(grade: Grade) -> None:
+    done = await grade("class X\u00fc(Exception): pass\nraise X\u00fc('\\ud800' * 9000)")
+    assert done.error_type == "X\u00fc"
+    msgspec.msgpack.encode(done)
 
 
 async def test_files_lie_beside_the_code(grade: Grade) -> None:
@@ -230,6 +237,8 @@ async def test_numbers_in_output_may_be_close(written: str, expected: str, is_ri
         ({"files": {"x": "y" * (33 << 20)}}, "half of disk_bytes"),
         ({"files": {"x": "\ud800"}}, "half a surrogate pair"),
         ({"cases": (Case(),) * 1001}, "1000 are the most"),
+        ({"cases": (Case(tolerance=-1.0),)}, "a tolerance of -1.0"),
+        ({"cases": (Case(tolerance=float("nan")),)}, "a tolerance of nan"),
     ],
 )
 async def test_a_program_that_makes_no_sense_is_refused_and_it_is_said_why(
