@@ -78,12 +78,11 @@ class Reply:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _more(self) -> None:
+        """Wait for anything new."""
         if self._error is not None:
             raise self._error
         self._waiter = asyncio.get_running_loop().create_future()
         await self._waiter
-        if self._error is not None and not self.is_over:
-            raise self._error
 
 
 class Connection(asyncio.Protocol):
@@ -111,11 +110,18 @@ class Connection(asyncio.Protocol):
         self._transport.write(request)
         return self._reply
 
+    def _pause(self) -> None:
+        transport = self._transport
+        if transport is not None and not self.is_paused:
+            self.is_paused = True
+            transport.pause_reading()
+
     def read_on(self) -> None:
-        if self.is_paused and self._transport is not None:
+        transport = self._transport
+        if transport is not None and self.is_paused:
             self.is_paused = False
             self.last_s = self._loop.time()
-            self._transport.resume_reading()
+            transport.resume_reading()
 
     def fail(self, error: Exception) -> None:
         """Whoever waits for the reply gets this."""
@@ -147,10 +153,8 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self.fail(error)
             return
-        reply = self._reply
-        if reply is not None and reply.num_unread > UNREAD_LIMIT_BYTES and not self.is_paused and self._transport is not None:
-            self.is_paused = True
-            self._transport.pause_reading()
+        if self._reply is not None and self._reply.num_unread > UNREAD_LIMIT_BYTES:
+            self._pause()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_open = False

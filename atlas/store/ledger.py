@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,6 +26,7 @@ from atlas.store.database import Database
 T = TypeVar("T")
 Item = TypeVar("Item")
 GROUP_LIMIT = 512  # works in one commit: bounds how long one waits for its neighbours; chosen
+GATHER_S = 0.002  # that a busy writer lets works gather before it begins: a commit costs as much as ten works; chosen
 CHECK_TIMEOUT_S = 5.0  # a commit that takes longer than this is as good as none
 RETRY_AFTER_S = 5.0  # chosen; a full disk or a restarting server takes about as long
 
@@ -121,15 +123,19 @@ class Ledger:
         self.database.close()
 
     def _serve(self) -> None:
+        is_busy = False
         while (job := self._queue.get()) is not None:
             group = [job]
             is_last = False
+            if is_busy:
+                time.sleep(GATHER_S)
             while len(group) < GROUP_LIMIT and not self._queue.empty():  # this thread alone takes from it
                 following = self._queue.get()
                 if following is None:
                     is_last = True
                     break
                 group.append(following)
+            is_busy = len(group) > 1
             self._commit(group)
             if is_last:
                 return
