@@ -10,7 +10,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +21,7 @@ from alembic.util import CommandError
 
 from atlas.errors import BadRequest, LedgerUnavailable, OperatorError
 from atlas.store.database import Database
+from atlas.store.written import Written
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -38,7 +38,7 @@ log = structlog.get_logger("atlas.store")
 class _Job(NamedTuple):
     run: Callable[[sa.Connection, Sequence[Any]], Sequence[Any]]  # any item type, the same as `item`
     item: Any
-    future: Future[Any]
+    future: Written[Any]
 
 
 class Ledger:
@@ -46,7 +46,7 @@ class Ledger:
 
     All works that wait when the writer thread comes round share one transaction and one fsync. If one of them raises, all are
     rolled back and each runs again alone, so a work may run twice and must touch nothing but its connection. What was asked for
-    is written whether or not anybody waits for its future: cancelling that has no effect.
+    is written whether or not anybody waits for its future.
 
     A ledger that cannot be written fails the works of that group with `LedgerUnavailable` and is tried again by the next.
     """
@@ -77,18 +77,17 @@ class Ledger:
                 f"{self.database.name}: {self.database.explain(error.__cause__)}; {self.database.remedy}"
             ) from None
 
-    def write(self, work: Callable[[sa.Connection], T]) -> Future[T]:
+    def write(self, work: Callable[[sa.Connection], T]) -> Written[T]:
         """Run `work` in the writer thread, committed when the future is done, rolled back if it raises."""
         return self.batch(_run_each, work)
 
-    def batch(self, run: Callable[[sa.Connection, Sequence[Item]], Sequence[T]], item: Item) -> Future[T]:
+    def batch(self, run: Callable[[sa.Connection, Sequence[Item]], Sequence[T]], item: Item) -> Written[T]:
         """Have `run` called with all waiting items that name it, in order; each future gets its own result.
 
         Works of different `run`s in one group may change places: wait for the first where the order matters. If `run` raises, it
         is called again with each item alone.
         """
-        future: Future[T] = Future()
-        future.set_running_or_notify_cancel()
+        future: Written[T] = Written()
         with self._closing:
             if self._is_closed:
                 future.set_exception(LedgerUnavailable("the ledger is closed: the server is stopping"))

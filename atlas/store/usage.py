@@ -8,7 +8,6 @@ statement runs once for the whole group (bulk.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,6 +19,7 @@ from atlas.store.ledger import Ledger
 from atlas.store.reports import HOUR_S, Reservation, UsageReports, open_reservations
 from atlas.store.rules import clipped
 from atlas.store.tables import reservations, usage_events, usage_hours
+from atlas.store.written import Written
 from atlas.types import Usage
 
 PRUNE_ROWS = 500  # deleted in one commit: about 10 ms during which settling waits; chosen
@@ -50,18 +50,18 @@ class UsageBook(UsageReports):
         self._usage_days = usage_days
         self._sql = Bulk(ledger.database.engine.dialect)
 
-    def reserve(self, reservation: Reservation) -> Future[None]:
+    def reserve(self, reservation: Reservation) -> Written[None]:
         """Note what a request may use, before it uses any.
 
         The future raises `Conflict` if this request id has been reserved or settled before, and `LedgerUnavailable`.
         """
         return self._ledger.batch(self._reserve, reservation)
 
-    def extend(self, request_id: str, *, tokens: int, cost: int) -> Future[None]:
+    def extend(self, request_id: str, *, tokens: int, cost: int) -> Written[None]:
         """Set the reservation's new totals. A request that is settled stays as it is."""
         return self._ledger.batch(self._extend, _Totals(request_id, tokens, cost))
 
-    def settle(self, usage: Usage) -> Future[None]:
+    def settle(self, usage: Usage) -> Written[None]:
         """Turn the reservation into an event and add it to the sums, in one transaction; a second time changes nothing."""
         return self._ledger.batch(self._settle, usage)
 
