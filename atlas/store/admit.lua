@@ -5,7 +5,7 @@
 local function num_requests(of)
   if not of.num_requests then
     local key = PREFIX .. 'q:' .. of.name
-    call('ZREMRANGEBYSCORE', key, '-inf', format('(%.0f', now_us - WINDOW_US))
+    call('ZREMRANGEBYSCORE', key, '-inf', format('(%d', now_us - WINDOW_US))
     of.num_requests, of.entered = call('ZCARD', key), {}
   end
   return of.num_requests
@@ -47,8 +47,8 @@ end
 
 -- Takes the id; false if it is taken.
 local function register(id, windows, tokens, cost)
-  local charges = (windows == '-' or tokens == 0) and '' or format('%.0f=%.0f', bucket, tokens)
-  local text = format('%.0f %.0f %.0f %s %s', tokens, cost, today, windows, charges)
+  local charges = (windows == '-' or tokens == 0) and '' or format('%d=%d', bucket, tokens)
+  local text = format('%d %d %d %s %s', tokens, cost, today, windows, charges)
   return call('SET', PREFIX .. 'r:' .. id, text, 'EX', KEEP_REQUEST_S, 'NX')
 end
 
@@ -71,8 +71,8 @@ local function admit(id, owner, key, tokens, cost, owner_limits, key_limits)
     left = own.tokens and own.tokens - of.window.sum
     if left and (token_limit < 0 or left < tokens_left) then token_limit, tokens_left = own.tokens, left end
   end
-  return format('ok %.0f %.0f %.0f %.0f %.0f %.0f', now_us, request_limit, requests_left, token_limit, tokens_left,
-    (bucket + BUCKETS + 1) * BUCKET_US - now_us)
+  return format('ok %d %d %d %d %d %d', now_us, request_limit, requests_left, token_limit, tokens_left,
+    math.ceil((bucket + BUCKETS + 1) * BUCKET_US - now_us))
 end
 
 local function write(of)

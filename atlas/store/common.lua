@@ -146,12 +146,12 @@ end
 -- Why nothing is admitted: "whose limit value used wait_us" for each limit in the way.
 local refusals = {}
 local function refuse(of, limit, value, used, wait_us)
-  refusals[#refusals + 1] = format('%s %s %.0f %.0f %.0f', of.kind, limit, value, used, wait_us)
+  refusals[#refusals + 1] = format('%s %s %d %d %d', of.kind, limit, value, used, wait_us)
 end
 
 -- The line that says so, and nothing against the next request.
 local function refused()
-  local line = format('no %.0f ', now_us) .. table.concat(refusals, ' ')
+  local line = format('no %d ', now_us) .. table.concat(refusals, ' ')
   refusals = {}
   return line
 end
@@ -176,7 +176,7 @@ local function check_tokens(of, limit, window, amount)
   for _, at in ipairs(order) do
     if excess <= 0 then break end
     excess = excess - amounts[at]
-    wait_us = (at + BUCKETS + 1) * BUCKET_US - now_us
+    wait_us = math.ceil((at + BUCKETS + 1) * BUCKET_US - now_us)
   end
   refuse(of, 'tokens_per_minute', limit, window.sum, wait_us)
 end
@@ -197,12 +197,15 @@ end
 local function read_request(id)
   local text = call('GET', PREFIX .. 'r:' .. id)
   if not text or text == 'ended' then return nil end
-  local tokens, cost, day, windows, charges = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (.*)$')
-  local request = { tokens = tonumber(tokens), cost = tonumber(cost), day = tonumber(day), windows = windows, charges = {} }
-  for at, amount in string.gmatch(charges, '(%d+)=(%d+)') do
-    table.insert(request.charges, { at = tonumber(at), amount = tonumber(amount) })
+  local tokens, cost, day, windows, at, amount, more = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (%d*)=?(%d*)(.*)$')
+  local charges = {}
+  if at ~= '' then charges[1] = { at = tonumber(at), amount = tonumber(amount) } end
+  if more ~= '' then
+    for later, part in string.gmatch(more, '(%d+)=(%d+)') do
+      charges[#charges + 1] = { at = tonumber(later), amount = tonumber(part) }
+    end
   end
-  return request
+  return { tokens = tonumber(tokens), cost = tonumber(cost), day = tonumber(day), windows = windows, charges = charges }
 end
 
 -- Leaves a mark, by which a rebuild sees that the request is in the windows, and a late admission that nobody waits for it.
@@ -214,10 +217,10 @@ local function request_text(request)
   local charges = {}
   for _, charge in ipairs(request.charges) do
     if charge.amount > 0 and charge.at >= bucket - BUCKETS then
-      charges[#charges + 1] = format('%.0f=%.0f', charge.at, charge.amount)
+      charges[#charges + 1] = format('%d=%d', charge.at, charge.amount)
     end
   end
-  local text = format('%.0f %.0f %.0f %s ', request.tokens, request.cost, request.day, request.windows)
+  local text = format('%d %d %d %s ', request.tokens, request.cost, request.day, request.windows)
   return text .. table.concat(charges, ',')
 end
 

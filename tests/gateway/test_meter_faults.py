@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -62,6 +65,28 @@ def test_without_redis_metered_routes_are_503_the_others_live_and_it_passes(mete
     wait_for(lambda: server.chat().status_code == 200)
     assert httpx.get(server.running.url + "/readyz").status_code == 200
     assert [usage.state for usage in server.usage] == ["completed"] * 2
+
+
+def test_a_redis_that_hangs_holds_up_nobody_else(metered: MeteredServer, redis: Server) -> None:
+    """Only those who have to be counted wait for it: nobody waits in the event loop."""
+    server = metered()
+    assert server.chat().status_code == 200
+    assert redis.process is not None
+    redis.process.send_signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as pool, server.http() as http:
+            refused = pool.submit(server.chat)
+            waits_s = []
+            while not refused.done():
+                start_s = time.monotonic()
+                assert http.get("/livez").status_code == 200
+                waits_s.append(time.monotonic() - start_s)
+            assert refused.result().status_code == 503
+    finally:
+        redis.process.send_signal(signal.SIGCONT)
+    assert len(waits_s) > 10
+    assert max(waits_s) < 0.8
+    wait_for(lambda: server.chat().status_code == 200)
 
 
 def test_an_answer_outlives_redis_and_budgets_are_right_afterwards(metered: MeteredServer, redis: Server) -> None:
