@@ -15,6 +15,7 @@ from atlas.engine.http_pool import NotConnected, Pool
 from atlas.errors import SettingsError
 from atlas.settings import ServerSettings
 from atlas.tls import ensure_certificates
+from tests.engine.peer import until
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -112,9 +113,7 @@ async def test_idle_connections_are_not_kept_for_ever(monkeypatch: pytest.Monkey
     monkeypatch.setattr("atlas.engine.http_pool.TICK_S", 0.02)
     async with listening(saying(OK)) as port, pooled(f"http://127.0.0.1:{port}") as pool:
         await (await pool.send("/", None)).read()
-        async with asyncio.timeout(5):
-            while pool._open:
-                await asyncio.sleep(0.01)
+        await until(lambda: not pool._open)
 
 
 @pytest.fixture
