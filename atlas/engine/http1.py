@@ -9,14 +9,11 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-import httptools
-
 UNREAD_LIMIT_BYTES = 256 * 1024  # of a reply that nobody reads on: then TCP holds the server back; chosen
-HTTP_ERRORS = (OSError, httptools.HttpParserError)  # what a reply fails with; TimeoutError is an OSError
 
 
 class Reply:
-    """An answer on its way; read by one task.
+    """An answer on its way; read by one task. Waiting for it raises OSError (TimeoutError is one) if it breaks off.
 
     Attributes:
         status: 0 until its head has come.
@@ -99,7 +96,9 @@ class Connection(asyncio.Protocol):
         self._on_free, self._on_lost = on_free, on_lost
         self._loop = asyncio.get_running_loop()
         self.last_s = self._loop.time()
-        self._parser = httptools.HttpResponseParser(self)
+        import httptools  # not above: the parent of the server imports this room, and speaks no HTTP
+
+        self._parser, self._malformed = httptools.HttpResponseParser(self), httptools.HttpParserError
         self._transport: asyncio.Transport | None = None
         self._reply: Reply | None = None
 
@@ -150,8 +149,8 @@ class Connection(asyncio.Protocol):
         self.last_s = self._loop.time()
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self.fail(error)
+        except self._malformed as error:
+            self.fail(OSError(f"it does not speak HTTP: {error}"))
             return
         if self._reply is not None and self._reply.num_unread > UNREAD_LIMIT_BYTES:
             self._pause()

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 
 from atlas.engine import remote_wire as wire
-from atlas.engine.http1 import HTTP_ERRORS, Reply
+from atlas.engine.http1 import Reply
 from atlas.engine.http_pool import NotConnected, Pool
 from atlas.errors import AtlasError, EngineUnavailable, UpstreamFailed
 
@@ -38,7 +38,7 @@ class Peer:
         content = None if body is None else msgspec.json.encode(body)
         try:
             reply = await self._accepted(path, content)
-        except HTTP_ERRORS as error:
+        except OSError as error:
             raise self.broken(error) from error
         except NotConnected as error:
             raise EngineUnavailable(f"{self.url} cannot be reached: {error}", retry_after_s=5) from error
@@ -51,7 +51,7 @@ class Peer:
         """All of a reply; the connection is free for the next request."""
         try:
             return await reply.read()
-        except HTTP_ERRORS as error:
+        except OSError as error:
             raise self.broken(error) from error
 
     async def fetch(self, path: str, body: object = None) -> bytes:
@@ -67,7 +67,7 @@ class Peer:
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
                 await reply.read()
-        except HTTP_ERRORS:
+        except OSError:
             reply.close()
 
     async def close(self) -> None:
@@ -115,7 +115,7 @@ class EventStream:
         while not self._is_over:
             try:
                 piece = await self._reply.piece()
-            except HTTP_ERRORS as error:
+            except OSError as error:
                 raise self._peer.broken(error) from error
             self._is_over = not piece
             if events := self._cut(piece):
