@@ -11,14 +11,56 @@ import socket
 import sys
 import threading
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from litestar.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from atlas.settings import ServerSettings
 
 DRAIN_MARGIN_S = 1.0  # beyond the gateway's own cut of open streams
 PR_SET_PDEATHSIG = 1
+GATHERED_BYTES = 64 * 1024  # as much as a transport takes before it asks to wait
+
+
+class Gathering:
+    """A transport whose writes of one turn of the event loop leave together: one system call for the head and the body of an
+    answer, or for all events of a burst, instead of one each.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._pending: list[bytes] = []
+        self._num_pending = 0  # bytes
+
+    def write(self, data: bytes) -> None:
+        if not self._pending:
+            self._loop.call_soon(self._flush)
+        self._pending.append(data)
+        self._num_pending += len(data)
+        if self._num_pending > GATHERED_BYTES:  # so that the transport can say when it has enough
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:  # the rest is the transport's own
+        return getattr(self._transport, name)
+
+    def _flush(self) -> None:
+        pending, self._pending, self._num_pending = self._pending, [], 0
+        if pending and not self._transport.is_closing():
+            self._transport.write(b"".join(pending))
+
+
+class HTTPProtocol(HttpToolsProtocol):
+    """uvicorn's, over such a transport."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(cast("asyncio.Transport", Gathering(transport)))
 
 
 class Server(uvicorn.Server):
@@ -34,7 +76,7 @@ class Server(uvicorn.Server):
                 ssl_certfile=settings.tls_cert or None,
                 ssl_keyfile=settings.tls_key or None,
                 proxy_headers=False,  # the gateway believes server.trusted_proxies, and nobody else
-                http="httptools",
+                http=HTTPProtocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -135,7 +135,7 @@ def check_directory(directory: DataDirectory, ledger: LedgerSettings) -> Check:
         return Check(
             name="data directory", status="warn", detail=f"{path} is open to others (mode {mode:o}); the next start closes it"
         )
-    if not directory.ledger.exists():
+    if not directory.ledger.exists() and (not ledger.url or directory.read_secret("pepper") is None):
         return Check(name="data directory", status="ok", detail=f"{path}, no ledger yet")
     try:
         directory.hold()

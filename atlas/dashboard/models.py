@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from litestar import Response, get, post
@@ -13,6 +14,7 @@ from atlas.dashboard.messages import done
 from atlas.dashboard.status import show
 from atlas.dashboard.view import HTTPRequest, View, fragment, redirect, view_of
 from atlas.errors import AtlasError, Conflict
+from atlas.store import Change
 
 
 @get("/models", opt={"access": "page"})
@@ -57,6 +59,7 @@ async def pull(request: HTTPRequest) -> Response[str]:
     name = form.text("address", max_length=2000) or form.text("name")
     try:
         view.deps.memory.pulls.start(view.deps.registry, name)
+        await note(view, "model.pulled", name)
     except AtlasError as error:
         return await models_page(view, error=error, form=form)
     return redirect("/models")
@@ -72,6 +75,21 @@ async def remove(request: HTTPRequest) -> Response[str]:
         if engine is not None and engine.capabilities.model == name:
             raise Conflict(f"{name} is loaded; start the server with another model before you remove it")
         await asyncio.to_thread(view.deps.registry.remove, name)
+        await note(view, "model.removed", name)
     except AtlasError as error:
         return await models_page(view, error=error)
     return redirect("/models?done=removed")
+
+
+async def note(view: View, action: str, name: str) -> None:
+    """For the audit log. What follows a question mark in an address may be a token."""
+    address = name.partition("?")[0]
+    change = Change(
+        at=time.time(),
+        actor=view.actor,
+        action=action,
+        object=address.rpartition("/")[2][:64],
+        detail={"from": address} if "/" in address else {},
+        source=view.source,
+    )
+    await asyncio.to_thread(view.deps.store.audit.note, change)

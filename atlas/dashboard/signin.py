@@ -50,10 +50,10 @@ async def signin(request: HTTPRequest) -> Response[str]:
     login, after = form.text("login", max_length=255), local_path(form.text("next", max_length=2000))
     accounts = view.deps.store.accounts
     try:
-        user = await asyncio.to_thread(accounts.authenticate, login, form.raw("password"), source=view.source)
+        found = await asyncio.to_thread(accounts.sign_in, login, form.raw("password"), source=view.source)
+        return await enter(request, view, found.user, after, generation=found.generation)
     except AtlasError as error:
         return await signin_form(view, error=error, login=login, after=after)
-    return await enter(request, view, user, after)
 
 
 @post("/signout", opt={"access": "page"})
@@ -115,10 +115,11 @@ async def reset(request: HTTPRequest) -> Response[str]:
     return redirect("/signin?done=reset")
 
 
-async def enter(request: HTTPRequest, view: View, user: User, after: str) -> Response[str]:
-    """Open a session and go on."""
+async def enter(request: HTTPRequest, view: View, user: User, after: str, *, generation: int | None = None) -> Response[str]:
+    """Open a session and go on. Raises as `Sessions.open`."""
     agent = request.headers.get("user-agent", "")[:USER_AGENT_MAX]
-    opened = await asyncio.to_thread(view.deps.store.sessions.open, user, source=view.source, user_agent=agent)
+    sessions = view.deps.store.sessions
+    opened = await asyncio.to_thread(sessions.open, user, source=view.source, user_agent=agent, generation=generation)
     max_age = int(view.deps.settings().auth.session_s)
     return redirect(after, cookies=[session_cookie(view, opened.token, max_age=max_age)])
 

@@ -128,8 +128,10 @@ class Group:
 
     async def all(self) -> list[Generation]:
         """Wait for every candidate; in index order."""
-        generations = [generation async for generation in self.finished()]
-        return sorted(generations, key=lambda generation: generation.index)
+        while not self.is_done:
+            await self.changed()
+        self._raise()
+        return sorted(self.generations, key=lambda generation: generation.index)
 
     # -- the engine's side --
 

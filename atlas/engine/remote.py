@@ -134,7 +134,7 @@ class RemoteEngine:
     def _start(self, legs: list[Leg], group: Group, deadline: float | None) -> None:
         def ended(_task: asyncio.Task[None]) -> None:
             self._legs.difference_update([leg for leg in legs if leg.task is not None and leg.task.done()])
-            if group.is_done:  # by the failure of one connection: the others have no reader
+            if len(legs) > 1 and group.is_done:  # by the failure of one connection: the others have no reader
                 group.cancel()
 
         for leg in legs:

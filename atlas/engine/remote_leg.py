@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from atlas.engine import remote_wire as wire
 from atlas.engine.group import Group
+from atlas.engine.http1 import Reply
 from atlas.engine.parse import new_call_id
 from atlas.engine.remote_http import Peer
 from atlas.errors import AtlasError, UpstreamFailed
 from atlas.types import Delta, FinishReason, Generation, Prompt, Timings, TokenLogprob, ToolCall, ToolCallDelta
-
-if TYPE_CHECKING:
-    import aiohttp
 
 
 class Leg:
@@ -32,7 +29,7 @@ class Leg:
         self._peer, self._prompt, self._group, self._model = peer, prompt, group, model
         self.indices = indices
         self._candidates = [_Candidate(index, prompt, model) for index in indices]
-        self._response: aiohttp.ClientResponse | None = None
+        self._reply: Reply | None = None
         self._usage: wire.Usage | None = None
         self._is_reading = True
         self._is_cut = False  # the peer would go on, but some candidate may not
@@ -41,7 +38,7 @@ class Leg:
         """Send the request. Raises what the peer, or the way to it, has against it."""
         sampling = self._prompt.sampling[self.indices.start if len(self._prompt.sampling) > 1 else 0]
         body = wire.body(self._prompt, sampling, model=self._model, n=len(self.indices), stream=not wants_whole(self._prompt))
-        self._response = await self._peer.send(wire.path(self._prompt), body)
+        self._reply = await self._peer.send(wire.path(self._prompt), body)
 
     def start(self, totals: dict[str, int], deadline: float | None) -> asyncio.Task[None]:
         """Read in the background until `deadline`, in the loop's time; what it cost is added to `totals`."""
@@ -61,8 +58,8 @@ class Leg:
         self.close()
 
     def close(self) -> None:
-        if self._response is not None:
-            self._response.close()
+        if self._reply is not None:
+            self._reply.close()
 
     async def _run(self, totals: dict[str, int], deadline: float | None) -> None:
         """Every candidate is finished, or the group has failed, when this returns."""
@@ -70,8 +67,8 @@ class Leg:
             async with asyncio.timeout_at(deadline):
                 await self._read()
             self._settle(totals)
-            if self._response is not None and not self._is_cut:
-                await self._peer.release(self._response)
+            if self._reply is not None and not self._is_cut:
+                await self._peer.release(self._reply)
         except AtlasError as error:
             self._group.fail(error)
         except (TimeoutError, asyncio.CancelledError):
@@ -85,16 +82,16 @@ class Leg:
             self.task.cancel()
 
     async def _read(self) -> None:
-        if self._response is None:
+        if self._reply is None:
             await self.open()
-        assert self._response is not None
+        assert self._reply is not None
         if wants_whole(self._prompt):
-            self._take_chunk(wire.chunk(await self._peer.read(self._response)))
+            self._take_chunk(wire.chunk(await self._peer.read(self._reply)))
         else:
-            await self._follow(self._response)
+            await self._follow(self._reply)
 
-    async def _follow(self, response: aiohttp.ClientResponse) -> None:
-        stream = self._peer.events(response)
+    async def _follow(self, reply: Reply) -> None:
+        stream = self._peer.events(reply)
         while await self._may_go_on() and (events := await stream.read()):
             for event in events:
                 self._take_chunk(wire.chunk(event))

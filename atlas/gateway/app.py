@@ -32,7 +32,9 @@ from atlas.gateway import (
 from atlas.gateway.auth import Gate
 from atlas.gateway.boundary import Boundary
 from atlas.gateway.deps import GatewayDeps
+from atlas.gateway.direct import DirectRoutes
 from atlas.gateway.errors import handle_error
+from atlas.gateway.meter import PRIORITIES
 from atlas.gateway.openapi import openapi_config
 from atlas.gateway.policy import check_declared
 from atlas.gateway.portal import BODY_LIMIT_BYTES
@@ -113,9 +115,10 @@ def create_app(deps: GatewayDeps, extra_routes: Sequence[ControllerRouterHandler
             task.cancel()
         await boundary.close()
 
+    gate = Gate(deps)
     app = Litestar(
         [*ROUTES, HTTPRouter("/api", route_handlers=PORTAL, request_max_body_size=BODY_LIMIT_BYTES), *extra_routes],
-        middleware=[Gate(deps)],
+        middleware=[gate],
         exception_handlers={Exception: handle_error},
         lifespan=[cutting],
         cors_config=_cors(deps),
@@ -125,7 +128,8 @@ def create_app(deps: GatewayDeps, extra_routes: Sequence[ControllerRouterHandler
     )
     check_declared(app)
     # Around the router, so that unknown routes and wrong methods have a request id and a line in the log as well.
-    boundary = Boundary(app.asgi_handler, deps)
+    direct = DirectRoutes(app, gate, PRIORITIES, body_limit_bytes=deps.server.body_limit_bytes)
+    boundary = Boundary(direct, deps)
     app.asgi_handler = boundary
     return app
 

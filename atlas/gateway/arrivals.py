@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import NamedTuple
+
+from atlas.store import Written
 
 Outcome = Callable[[BaseException | None], None]
 
 
 class _Arrival(NamedTuple):
-    future: Future[None]
+    future: Written[None]
     waiting: asyncio.Future[None]
     then: Outcome | None
 
@@ -28,7 +29,7 @@ class Arrivals:
         self._arrived: deque[_Arrival] = deque()
         self._is_announced = False
 
-    def expect(self, future: Future[None], then: Outcome | None = None) -> asyncio.Future[None]:
+    def expect(self, future: Written[None], then: Outcome | None = None) -> asyncio.Future[None]:
         """A future of the event loop that ends as this one does.
 
         `then` is called in the event loop with the error or None, before the waiter goes on and even if it has gone.

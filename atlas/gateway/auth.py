@@ -14,6 +14,7 @@ import hmac
 import ipaddress
 import re
 import socket
+from functools import lru_cache
 from typing import Any, NamedTuple, get_args
 from urllib.parse import quote
 
@@ -218,6 +219,7 @@ def _cookies(headers: dict[str, str]) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
+@lru_cache(maxsize=1024)
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)

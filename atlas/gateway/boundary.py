@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import structlog
 from litestar.enums import ScopeType
@@ -38,11 +39,11 @@ class Boundary:
         exchange = Exchange(self.deps, self.metrics.registry, self.meter, scope)
         scope["state"]["exchange"] = exchange
         self.open.add(exchange)
-        with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
-            try:
-                await self.app(scope, receive, _identified(send, exchange))
-            finally:
-                await self._close(exchange, route=str(scope.get("path_template", "(none)")))
+        structlog.contextvars.bind_contextvars(request_id=exchange.request_id)  # of this request's task alone
+        try:
+            await self.app(scope, receive, _identified(send, exchange))
+        finally:
+            await self._close(exchange, route=str(scope.get("path_template", "(none)")))
 
     async def _close(self, exchange: Exchange, *, route: str) -> None:
         self.open.discard(exchange)
@@ -52,7 +53,7 @@ class Boundary:
             self.telemetry.record(
                 usage, request_id=exchange.request_id, status=exchange.status, traceparent=exchange.header(b"traceparent")
             )
-        if exchange.path not in QUIET_PATHS:
+        if exchange.path not in QUIET_PATHS and log.is_enabled_for(logging.INFO):
             log.info("request.answered", **exchange.line())
 
     async def close(self) -> None:

@@ -225,7 +225,7 @@ class Charge:
         finally:  # after the ledger, from which the limits are rebuilt when Redis has lost them
             if self._ask is not None and self._books.live is not None:
                 tokens = usage.prompt_tokens + usage.completion_tokens
-                await self._books.live.settle(self._ask, tokens=tokens, cost=usage.cost)
+                self._books.live.settle_soon(self._ask, tokens=tokens, cost=usage.cost)
 
 
 def as_failed(usage: Usage, error: AtlasError) -> Usage:

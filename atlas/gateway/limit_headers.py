@@ -11,22 +11,20 @@ from atlas.store import Window
 RawHeader = tuple[bytes, bytes]
 
 
+_NAMES = {
+    kind: [f"x-ratelimit-{what}-{kind}".encode() for what in ("limit", "remaining", "reset")] for kind in ("requests", "tokens")
+}
+
+
 def limit_headers(windows: Iterable[Window]) -> list[RawHeader]:
     """Both families; the second knows requests only. Header names are not case sensitive."""
     headers: list[RawHeader] = []
     for window in windows:
-        kind = window.kind.encode()
-        headers += (
-            (b"x-ratelimit-limit-" + kind, b"%d" % window.limit),
-            (b"x-ratelimit-remaining-" + kind, b"%d" % window.remaining),
-            (b"x-ratelimit-reset-" + kind, to_duration(window.reset_s).encode()),
-        )
+        limit, remaining = b"%d" % window.limit, b"%d" % window.remaining
+        headers += zip(_NAMES[window.kind], (limit, remaining, to_duration(window.reset_s).encode()), strict=True)
         if window.kind == "requests":
-            headers += (
-                (b"x-ratelimit-limit", b"%d" % window.limit),
-                (b"x-ratelimit-remaining", b"%d" % window.remaining),
-                (b"x-ratelimit-reset", b"%d" % math.ceil(time.time() + window.reset_s)),
-            )
+            reset = b"%d" % math.ceil(time.time() + window.reset_s)
+            headers += ((b"x-ratelimit-limit", limit), (b"x-ratelimit-remaining", remaining), (b"x-ratelimit-reset", reset))
     return headers
 
 

@@ -93,6 +93,7 @@ class MeteredRequest:
         self._started_s = self._submitted_s = time.monotonic()
         self._prompts: Sequence[Prompt] = ()
         self._engine: Engine | None = None
+        self._num_candidates = 0
         self._allowance = 0  # completion tokens per candidate that are paid for
         self._ticket: Ticket | None = None
         self._watchers: list[asyncio.Task[None]] = []
@@ -112,6 +113,7 @@ class MeteredRequest:
         queue = self.meter.queue
         queue.check_room()
         self._engine, self._prompts = engine, prompts
+        self._num_candidates = sum(prompt.n for prompt in prompts)
         prompt_tokens = 0
         for prompt in prompts:
             prompt_tokens += await count_prompt(engine, prompt)
@@ -271,6 +273,8 @@ class MeteredRequest:
     @property
     def generations(self) -> list[Generation]:
         """Every candidate that has finished."""
+        if len(self.groups) == 1:  # nearly always
+            return self.groups[0].generations
         return [generation for group in self.groups for generation in group.generations]
 
     @property
@@ -313,10 +317,6 @@ class MeteredRequest:
             ttft_s=self._offset_s + min(each.first_token_s for each in timings) if timings else None,
             wall_s=time.monotonic() - self._started_s,
         )
-
-    @property
-    def _num_candidates(self) -> int:
-        return sum(prompt.n for prompt in self._prompts)
 
     @property
     def _num_running(self) -> int:

@@ -6,12 +6,10 @@ are no labels per key or user: their number is not bounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
 
 from litestar import Response, get
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -20,15 +18,14 @@ from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.meter import Meter
 from atlas.gateway.openapi import READING, replies_in_text
+from atlas.gateway.tally import Spread, Tally
 from atlas.types import Generation, Usage
 
 # Buckets are vLLM's, in seconds: milliseconds of a small model to minutes of a long prompt.
 TTFT_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 GAP_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
 REQUEST_BUCKETS_S = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody plots
 STATES = ("completed", "aborted", "failed", "interrupted")
-AnyMetric = TypeVar("AnyMetric", Counter, Histogram)
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
@@ -37,15 +34,13 @@ class Metrics:
 
     def __init__(self, deps: GatewayDeps, meter: Meter) -> None:
         self.registry = CollectorRegistry()
-        self.requests = self._counter("atlas_http_requests", "Requests answered", "route", "method", "code")
-        self.rejections = self._counter("atlas_rejections", "Requests that ended in an error", "reason")
-        self.tokens = self._counter("atlas_tokens", "Tokens; cached ones are part of prompt", "model", "type")
-        self.ttft = self._histogram("atlas_ttft_seconds", "Submission to first token", TTFT_BUCKETS_S, "model")
-        self.gap = self._histogram("atlas_inter_token_seconds", "Mean time between a candidate's tokens", GAP_BUCKETS_S, "model")
-        self.queue = self._histogram(
-            "atlas_queue_wait_seconds", "Admission to start, gateway and engine", TTFT_BUCKETS_S, "model"
-        )
-        self.wall = self._histogram("atlas_request_seconds", "Whole exchange", REQUEST_BUCKETS_S, "model", "finish")
+        self.requests = self._tally("atlas_http_requests", "Requests answered", "route", "method", "code")
+        self.rejections = self._tally("atlas_rejections", "Requests that ended in an error", "reason")
+        self.tokens = self._tally("atlas_tokens", "Tokens; cached ones are part of prompt", "model", "type")
+        self.ttft = self._spread("atlas_ttft_seconds", "Submission to first token", TTFT_BUCKETS_S, "model")
+        self.gap = self._spread("atlas_inter_token_seconds", "Mean time between a candidate's tokens", GAP_BUCKETS_S, "model")
+        self.queue = self._spread("atlas_queue_wait_seconds", "Admission to start, gateway and engine", TTFT_BUCKETS_S, "model")
+        self.wall = self._spread("atlas_request_seconds", "Whole exchange", REQUEST_BUCKETS_S, "model", "finish")
         self.registry.register(EngineCollector(deps))
         self.registry.register(MeterCollector(meter))
         self.registry.register(SandboxCollector(deps))
@@ -54,11 +49,11 @@ class Metrics:
     def observe(self, exchange: Exchange, *, route: str, wall_s: float) -> None:
         """Count a finished exchange."""
         method = exchange.method if exchange.method in METHODS else "other"
-        self.requests(route, method, str(exchange.status)).inc()
+        self.requests.add((route, method, str(exchange.status)))
         if exchange.outcome != "completed":
-            self.rejections(exchange.outcome).inc()
+            self.rejections.add((exchange.outcome,))
         if exchange.model:
-            self.wall(exchange.model, exchange.outcome).observe(wall_s)
+            self.wall.observe((exchange.model, exchange.outcome), wall_s)
         if (usage := exchange.usage) is not None:
             self._observe_usage(usage, exchange.generations)
 
@@ -66,11 +61,11 @@ class Metrics:
         model = usage.model
         if not model:  # of a run in the sandbox, which has no tokens
             return
-        self.tokens(model, "prompt").inc(usage.prompt_tokens)
-        self.tokens(model, "cached").inc(usage.cached_tokens)
-        self.tokens(model, "completion").inc(usage.completion_tokens)
+        self.tokens.add((model, "prompt"), usage.prompt_tokens)
+        self.tokens.add((model, "cached"), usage.cached_tokens)
+        self.tokens.add((model, "completion"), usage.completion_tokens)
         if any(generation.num_tokens for generation in generations):
-            self.queue(model).observe(usage.queue_s)
+            self.queue.observe((model,), usage.queue_s)
         for generation in generations:
             self._observe_generation(model, generation)
 
@@ -78,20 +73,15 @@ class Metrics:
         timings = generation.timings
         if generation.num_tokens == 0:
             return
-        self.ttft(model).observe(timings.first_token_s)
+        self.ttft.observe((model,), timings.first_token_s)
         if generation.num_tokens > 1:
-            self.gap(model).observe((timings.total_s - timings.first_token_s) / (generation.num_tokens - 1))
+            self.gap.observe((model,), (timings.total_s - timings.first_token_s) / (generation.num_tokens - 1))
 
-    def _counter(self, name: str, documentation: str, *labels: str) -> Callable[..., Counter]:
-        return _by_labels(Counter(name, documentation, labels, registry=self.registry))
+    def _tally(self, name: str, documentation: str, *labels: str) -> Tally:
+        return Tally(self.registry, name, documentation, labels)
 
-    def _histogram(self, name: str, documentation: str, buckets: tuple[float, ...], *labels: str) -> Callable[..., Histogram]:
-        return _by_labels(Histogram(name, documentation, labels, buckets=buckets, registry=self.registry))
-
-
-def _by_labels(metric: AnyMetric) -> Callable[..., AnyMetric]:
-    """The child of given label values; the library's own look-up takes a lock and makes a copy, every time."""
-    return lru_cache(maxsize=1024)(metric.labels)
+    def _spread(self, name: str, documentation: str, bounds: tuple[float, ...], *labels: str) -> Spread:
+        return Spread(self.registry, name, documentation, labels, bounds)
 
 
 class MeterCollector(Collector):

@@ -55,8 +55,9 @@ async def register(request: HTTPRequest, data: JSONBody[wire.Registration]) -> w
 )
 async def login(request: HTTPRequest, data: JSONBody[wire.Credentials]) -> wire.SignedIn:
     exchange = exchange_of(request)
-    check = store_of(exchange).accounts.authenticate
-    return await signed_in(exchange, await with_password(exchange, check, data.username, data.password, source=exchange.source))
+    check = store_of(exchange).accounts.sign_in
+    found = await with_password(exchange, check, data.username, data.password, source=exchange.source)
+    return await signed_in(exchange, *found)
 
 
 @post(
@@ -180,8 +181,9 @@ async def reset_password(request: HTTPRequest, data: JSONBody[wire.PasswordReset
     return wire.Done(message="the password is changed; sign in with it")
 
 
-async def signed_in(exchange: Exchange, user: User) -> wire.SignedIn:
-    tokens: Tokens = await asyncio.to_thread(store_of(exchange).sessions.issue, user, source=exchange.source)
+async def signed_in(exchange: Exchange, user: User, generation: int | None = None) -> wire.SignedIn:
+    issue = store_of(exchange).sessions.issue
+    tokens: Tokens = await asyncio.to_thread(issue, user, source=exchange.source, generation=generation)
     return wire.SignedIn(
         access_token=tokens.access,
         refresh_token=tokens.refresh,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 from litestar.types import HTTPScope
@@ -18,7 +18,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # A request that carries one of these came through a proxy, ours or not.
-FORWARDING_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-proto", "x-real-ip")
+FORWARDING_HEADERS = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-proto", "x-real-ip"})
 
 
 class Client(NamedTuple):
@@ -50,7 +50,7 @@ def client_of(scope: HTTPScope, headers: Mapping[str, str], trusted: tuple[str, 
     if peer is None:
         return Client(is_secure=scope["scheme"] == "https")
     if not _is_trusted(peer, trusted):
-        is_direct = not any(name in headers for name in FORWARDING_HEADERS)
+        is_direct = FORWARDING_HEADERS.isdisjoint(headers)
         return Client(str(peer), scope["scheme"] == "https", peer.is_loopback and is_direct)
     proto = headers.get("x-forwarded-proto", "").rpartition(",")[2].strip().lower()
     return Client(str(_behind(peer, headers.get("x-forwarded-for", ""), trusted)), proto == "https")
@@ -68,6 +68,7 @@ def _behind(peer: Address, forwarded: str, trusted: tuple[str, ...]) -> Address:
     return peer
 
 
+@lru_cache(maxsize=4096)
 def _address(text: str) -> Address | None:
     """An IP address, with or without a port; an IPv4 one in IPv6 clothes counts as IPv4."""
     name = text.strip()
@@ -83,6 +84,7 @@ def _address(text: str) -> Address | None:
     return mapped or address
 
 
+@lru_cache(maxsize=4096)
 def _is_trusted(address: Address, trusted: tuple[str, ...]) -> bool:
     return any(address in network for network in _networks(trusted))
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
@@ -17,6 +16,7 @@ from atlas.gateway.exchange import Exchange, HTTPRequest
 PING = b": ping\n\n"  # a comment: clients skip it, proxies see life
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+WATCH_AFTER_S = 0.05  # how long a whole answer is made before we look whether its client is still there; chosen
 QUEUE_INTERVAL_S = 1.0  # a client in the queue hears of a new position at most this often
 
 _encoder = msgspec.json.Encoder()
@@ -104,14 +104,26 @@ class Sending(ASGIStreamingResponse):
             await self._send({"type": "http.response.body", "body": comment, "more_body": True})
 
 
-@asynccontextmanager
-async def on_disconnect(request: HTTPRequest, act: Callable[[], None]) -> AsyncIterator[None]:
-    """Call `act` if the client goes away while the body of this `with` waits. The request's body must have been read."""
-    task = asyncio.create_task(_watch(request.receive, act))
-    try:
-        yield
-    finally:
-        task.cancel()
+class on_disconnect:  # noqa: N801  # reads as the statement it makes
+    """Call `act` if the client goes away while the body of this `with` waits. The request's body must have been read.
+
+    Most answers are there before it is time to look: those are not charged with a task.
+    """
+
+    def __init__(self, request: HTTPRequest, act: Callable[[], None]) -> None:
+        self._request, self._act = request, act
+        self._task: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start)
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(_watch(self._request.receive, self._act))
 
 
 async def _watch(receive: Receive, act: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ from atlas.store.rules import DEFAULT_SCOPES
 from atlas.store.sessions import OpenedSession, Session
 from atlas.store.store import Store, open_store
 from atlas.store.valkey import PrivateRedis, find_server
+from atlas.store.written import Written
 
 __all__ = [
     "DEFAULT_SCOPES",
@@ -43,6 +44,7 @@ __all__ = [
     "Tokens",
     "UsageTotal",
     "Window",
+    "Written",
     "find_server",
     "open_live",
     "open_store",

@@ -19,7 +19,7 @@ from atlas.settings import AuthSettings
 from atlas.store.accounts import Accounts
 from atlas.store.ledger import Ledger
 from atlas.store.onetime import new_token, token_digest
-from atlas.store.people import Account
+from atlas.store.people import Account, check_generation
 from atlas.store.rules import clipped
 from atlas.store.tables import refresh_tokens as table
 from atlas.types import User
@@ -60,11 +60,11 @@ class AccessTokens:
         self._auth = auth
         self._clock = clock
 
-    def issue(self, user: User, *, source: str) -> Tokens:
+    def issue(self, user: User, *, source: str, generation: int | None = None) -> Tokens:
         """Both tokens, of a new family.
 
         Raises:
-            Unauthorized: the user is disabled.
+            Unauthorized: as `Sessions.open`.
         """
         account = self._accounts.account(user.id)
         if account.user.disabled_at is not None:
@@ -73,11 +73,12 @@ class AccessTokens:
         row = self._row(refresh, family=f"fam_{secrets.token_hex(8)}", user_id=user.id, source=source)
 
         def work(connection: sa.Connection) -> None:
+            check_generation(connection, user.id, generation)
             connection.execute(table.delete().where(table.c.expires_at <= row["created_at"]))
             connection.execute(table.insert().values(**row))
 
         self._ledger.write(work).result()
-        return self._tokens(account, refresh)
+        return self._tokens(account if generation is None else account._replace(generation=generation), refresh)
 
     def refresh(self, refresh_token: str, *, source: str) -> Tokens:
         """Both tokens anew; the one given is used up.

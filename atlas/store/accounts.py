@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -25,6 +26,13 @@ from atlas.types import User, UserRole
 
 SETUP_TOKEN_S = 1800.0  # long enough to find the browser; chosen
 RESET_TOKEN_S = 86400.0  # an administrator hands it over by whatever way they have; chosen
+
+
+class SignIn(NamedTuple):
+    """Whose password was right, and when: a new password, or signing out, makes another generation."""
+
+    user: User
+    generation: int
 
 
 class Invitation(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,7 +205,11 @@ class Accounts(People):
     # -- signing in --------------------------------------------------------------------------------------------------------
 
     def authenticate(self, login: str, password: str, *, source: str) -> User:
-        """Whose name (or e-mail address) and password these are; case does not matter in the name.
+        """Whose name (or e-mail address) and password these are. As `sign_in`."""
+        return self.sign_in(login, password, source=source).user
+
+    def sign_in(self, login: str, password: str, *, source: str) -> SignIn:
+        """Somebody with this name (or e-mail address) and password; case does not matter in the name.
 
         Unknown, wrong and disabled take the same work and have the same message.
 
@@ -211,7 +223,7 @@ class Accounts(People):
             raise Unauthorized("The name or the password is wrong.")
         if account.password is not None and self._passwords.is_outdated(account.password):
             self._replace_password(account, password, self._change(account.user.id, "password.rehashed", account.user.id, source))
-        return account.user
+        return SignIn(account.user, account.generation)
 
     def change_password(self, user_id: str, old: str, new: str, *, source: str) -> User:
         """As `reset_password`, for somebody who knows the old one: other sessions may be a thief's, so all end.

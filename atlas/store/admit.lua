@@ -1,70 +1,92 @@
--- Admits a request or says why not; all or nothing. Needs common.lua in front.
--- ARGV: id, owner, key, tokens, cost, limits of the owner, limits of the key
+-- Admits each request or says why not; all or nothing. Needs common.lua in front.
+-- ARGV, each: id, owner, key, tokens, cost, limits of the owner, limits of the key
 -- Reply: "ok now_us, then of the tightest request and token limit: limit left limit left, token_reset_us" (-1: none),
 -- "no now_us refusal...", "duplicate" or "lost".
-local id, tokens, cost = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
-local subjects = subjects_of(ARGV[2], ARGV[3], ARGV[6], ARGV[7])
-
-local function check_requests(of)
-  local key = PREFIX .. 'q:' .. of.name
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', string.format('(%.0f', now_us - WINDOW_US))
-  local used = redis.call('ZCARD', key)
-  of.requests_left = of.requests - used - 1
-  if of.requests_left >= 0 then return end
-  local last_to_leave = redis.call('ZRANGE', key, used - of.requests, used - of.requests, 'WITHSCORES')[2]
-  refuse(of, 'requests_per_minute', of.requests, used, (last_to_leave or now_us) + WINDOW_US + 1 - now_us)
-end
-
-local function check_concurrency(of)
-  local used = redis.call('SCARD', PREFIX .. 'c:' .. of.name)
-  of.runs_nothing = used == 0
-  if used >= of.concurrency then refuse(of, 'concurrency', of.concurrency, used, 0) end
-end
-
-local function charge(of)
-  if of.requests then
-    redis.call('ZADD', PREFIX .. 'q:' .. of.name, now_us, id)
-    redis.call('PEXPIRE', PREFIX .. 'q:' .. of.name, KEEP_WINDOW_MS)
+local function num_requests(of)
+  if not of.num_requests then
+    local key = PREFIX .. 'q:' .. of.name
+    call('ZREMRANGEBYSCORE', key, '-inf', format('(%d', now_us - WINDOW_US))
+    of.num_requests, of.entered = call('ZCARD', key), {}
   end
-  if of.concurrency then
-    redis.call('SADD', PREFIX .. 'c:' .. of.name, id)
-    if of.runs_nothing or of.budget.is_fresh then redis.call('EXPIRE', PREFIX .. 'c:' .. of.name, KEEP_REQUEST_S) end
+  return of.num_requests
+end
+
+local function check_requests(of, limit)
+  local used = num_requests(of)
+  if used < limit then return end
+  local at = used - limit   -- those of this run are behind it
+  local last_to_leave = call('ZRANGE', PREFIX .. 'q:' .. of.name, at, at, 'WITHSCORES')[2]
+  refuse(of, 'requests_per_minute', limit, used, (last_to_leave or now_us) + WINDOW_US + 1 - now_us)
+end
+
+local function check_concurrency(of, limit)
+  if not of.num_running then
+    of.num_running, of.started = call('SCARD', PREFIX .. 'c:' .. of.name), {}
+    of.runs_nothing = of.num_running == 0
   end
-  if of.window then charge_window(of.window, bucket, tokens) end
-  charge_budget(of.budget, tokens, cost)
+  if of.num_running >= limit then refuse(of, 'concurrency', limit, of.num_running, 0) end
 end
 
-local function tighter(best, limit, left)
-  if best.limit >= 0 and best.left <= left then return best end
-  return { limit = limit, left = left }
+local function check(of, limits, tokens, cost)
+  if limits.requests then check_requests(of, limits.requests) end
+  if limits.tokens then check_tokens(of, limits.tokens, window_of(of), tokens) end
+  if limits.concurrency then check_concurrency(of, limits.concurrency) end
+  check_budgets(of, limits, budget_of(of, today), tokens, cost)
 end
 
--- 1) check everything
-for _, of in ipairs(subjects) do
-  of.budget = open_budget(of.name, today)
-  if of.tokens then of.window = open_window(of.name) end
-  if of.requests then check_requests(of) end
-  if of.window then check_tokens(of, of.window, tokens) end
-  if of.concurrency then check_concurrency(of) end
-  check_budgets(of, of.budget, tokens, cost)
+local function charge(of, limits, id, tokens, cost)
+  if limits.requests then
+    of.entered[#of.entered + 1], of.num_requests = id, of.num_requests + 1
+  end
+  if limits.concurrency then
+    of.started[#of.started + 1], of.num_running = id, of.num_running + 1
+  end
+  if limits.tokens then charge_window(of.window, bucket, tokens) end
+  charge_budget(budget_of(of, today), tokens, cost)
 end
-if #refusals > 0 then return string.format('no %.0f ', now_us) .. table.concat(refusals, ' ') end
 
--- 2) take the id
-local windows = ''
-for _, of in ipairs(subjects) do
-  if of.window then windows = windows .. string.sub(of.kind, 1, 1) end
+-- Takes the id; false if it is taken.
+local function register(id, windows, tokens, cost)
+  local charges = (windows == '-' or tokens == 0) and '' or format('%d=%d', bucket, tokens)
+  local text = format('%d %d %d %s %s', tokens, cost, today, windows, charges)
+  return call('SET', PREFIX .. 'r:' .. id, text, 'EX', KEEP_REQUEST_S, 'NX')
 end
-local request = { tokens = tokens, cost = cost, day = today, windows = windows, charges = { { at = bucket, amount = tokens } } }
-if windows == '' then request.windows, request.charges = '-', {} end
-if not write_request(id, request, true) then return 'duplicate' end
 
--- 3) charge everything
-local by_requests, by_tokens = { limit = -1, left = -1 }, { limit = -1, left = -1 }
-for _, of in ipairs(subjects) do
-  charge(of)
-  if of.requests then by_requests = tighter(by_requests, of.requests, of.requests_left) end
-  if of.window then by_tokens = tighter(by_tokens, of.tokens, of.tokens - of.window.sum) end
+local function admit(id, owner, key, tokens, cost, owner_limits, key_limits)
+  tokens, cost = tonumber(tokens), tonumber(cost)
+  local subjects, limits, windows = subjects_of(owner, key), {}, ''
+  for i, of in ipairs(subjects) do
+    limits[i] = limits_of(of.kind == 'user' and owner_limits or key_limits)
+    check(of, limits[i], tokens, cost)
+    if limits[i].tokens then windows = windows .. of.letter end
+  end
+  if #refusals > 0 then return refused() end
+  if not register(id, windows == '' and '-' or windows, tokens, cost) then return 'duplicate' end
+  local request_limit, requests_left, token_limit, tokens_left = -1, -1, -1, -1
+  for i, of in ipairs(subjects) do
+    local own = limits[i]
+    charge(of, own, id, tokens, cost)
+    local left = own.requests and own.requests - of.num_requests
+    if left and (request_limit < 0 or left < requests_left) then request_limit, requests_left = own.requests, left end
+    left = own.tokens and own.tokens - of.window.sum
+    if left and (token_limit < 0 or left < tokens_left) then token_limit, tokens_left = own.tokens, left end
+  end
+  return format('ok %d %d %d %d %d %d', now_us, request_limit, requests_left, token_limit, tokens_left,
+    math.ceil((bucket + BUCKETS + 1) * BUCKET_US - now_us))
 end
-return string.format('ok %.0f %.0f %.0f %.0f %.0f %.0f', now_us, by_requests.limit, by_requests.left,
-  by_tokens.limit, by_tokens.left, (bucket + BUCKETS + 1) * BUCKET_US - now_us)
+
+local function write(of)
+  if of.entered and #of.entered > 0 then
+    local members, key = {}, PREFIX .. 'q:' .. of.name
+    for i, id in ipairs(of.entered) do members[2 * i - 1], members[2 * i] = now_us, id end
+    call('ZADD', key, unpack(members))
+    call('PEXPIRE', key, KEEP_WINDOW_MS)
+  end
+  if of.started and #of.started > 0 then
+    local key = PREFIX .. 'c:' .. of.name
+    call('SADD', key, unpack(of.started))
+    if of.runs_nothing or budget_of(of, today).month.is_fresh then call('EXPIRE', key, KEEP_REQUEST_S) end
+  end
+end
+
+return finish(7, admit, write)

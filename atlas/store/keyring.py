@@ -38,7 +38,7 @@ _MISTYPED = "Incorrect API key provided: it is not complete, or mistyped; `atlas
 class _Seen(NamedTuple):
     """A principal and what it was made from: used again for as long as these are still the same objects."""
 
-    info: KeyInfo
+    info: KeyInfo | None  # None of the preset key
     user: User
     defaults: Limits
     principal: Principal
@@ -66,6 +66,7 @@ class Keys:
         self._digests = {info.id: hashed for hashed, info in self._infos.items()}
         self._last_used_s = {info.id: info.last_used_at for info in self._infos.values() if info.last_used_at is not None}
         self._seen: dict[bytes, _Seen] = {}
+        self._preset_seen: _Seen | None = None
 
     def mint(
         self,
@@ -243,7 +244,13 @@ class Keys:
         )
 
     def _preset_principal(self) -> Principal:
-        user = self._accounts.owner()
+        user, defaults = self._accounts.owner(), self._accounts.default_limits
+        seen = self._preset_seen
+        if seen is None or seen.user is not user or seen.defaults is not defaults:
+            seen = self._preset_seen = _Seen(None, user, defaults, self._preset_of(user))
+        return seen.principal
+
+    def _preset_of(self, user: User) -> Principal:
         return Principal(
             owner=user.id,
             username=user.username,

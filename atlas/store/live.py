@@ -1,8 +1,8 @@
 """Limits and budgets, counted in Redis: nothing is let in that has not been counted there, and nothing else counts.
 
 `admit` charges a request before it starts, `extend` raises what it may use, `settle` corrects the charge to what it used. Each is
-one script (admit.lua, extend.lua, settle.lua), so that two requests never see the same last token of a budget. Without Redis
-there is no answer but LimitsUnavailable: no memory substitute.
+one script (admit.lua, extend.lua, settle.lua), so that two requests never see the same last token of a budget; requests that come
+together share a run of it (live_batch.py). Without Redis there is no answer but LimitsUnavailable: no memory substitute.
 
 What is exact: requests of a sliding window; running requests; budgets per UTC day and month, which are counted for everybody,
 limited or not, so that a limit set later finds what was used before. Tokens of a window are counted in 60 buckets plus the
@@ -21,7 +21,8 @@ from typing import Any
 
 import structlog
 
-from atlas.errors import BadRequest, Conflict, LimitsUnavailable
+from atlas.errors import BadRequest, Conflict
+from atlas.store.live_batch import Batches
 from atlas.store.live_rebuild import EPOCH, Rebuild
 from atlas.store.live_refusal import refusal
 from atlas.store.live_trust import Script, TrustedRedis, unavailable
@@ -69,8 +70,9 @@ class Live:
         self._extend = Script("extend", prefix=prefix, window_us=window_us)
         self._settle = Script("settle", prefix=prefix, window_us=window_us, flags=" flags=allow-oom")
         self._builder = Rebuild(redis, prefix=prefix, window_us=window_us)
-        scripts = (self._admit, self._extend, self._settle)
+        scripts = (self._settle, self._extend, self._admit)
         self._redis = TrustedRedis(redis, builder=self._builder, scripts=scripts, source=source, on_look=self._pay_all)
+        self._batches = Batches(self._redis, scripts)
         self._owed: dict[str, tuple[Argument, ...]] = {}  # arguments of settle.lua by request, until it has answered
 
     @property
@@ -114,7 +116,7 @@ class Live:
         if not ask.owner and not ask.key_id:
             return True
         try:
-            reply = await self._redis.run(self._extend, *_who(ask), tokens, cost, *_limits(ask))
+            reply = await self._batches.run(self._extend, *_who(ask), tokens, cost, *_limits(ask))
         except Silent:
             raise unavailable() from None
         return reply == b"ok"
@@ -124,9 +126,15 @@ class Live:
 
         To be called when the ledger has it. Never fails and may be repeated: while Redis is away the correction is kept.
         """
-        if ask.owner or ask.key_id:
-            self._owe(ask, "settle", tokens=tokens, cost=cost)
-            await self._pay(ask.request_id)
+        if (paying := self.settle_soon(ask, tokens=tokens, cost=cost)) is not None:
+            await asyncio.wait((paying,))
+
+    def settle_soon(self, ask: Ask, *, tokens: int, cost: int) -> asyncio.Future[bytes] | None:
+        """As `settle`, without waiting: whatever is admitted from now on is admitted after it."""
+        if not ask.owner and not ask.key_id:
+            return None
+        self._owe(ask, "settle", tokens=tokens, cost=cost)
+        return self._pay(ask.request_id)
 
     async def remaining(self, owner: str, key_id: str, user_limits: Limits, key_limits: Limits) -> Remaining:
         """Budgets of a principal and what is used of them.
@@ -166,7 +174,7 @@ class Live:
 
     async def _let_in(self, ask: Ask) -> bytes:
         try:
-            return await self._redis.run(self._admit, *_who(ask), ask.tokens, ask.cost, *_limits(ask))
+            return await self._batches.run(self._admit, *_who(ask), ask.tokens, ask.cost, *_limits(ask))
         except asyncio.CancelledError:
             self._owe(ask, "withdraw")  # it may be in by now, and nobody will run it
             raise
@@ -210,18 +218,21 @@ class Live:
         self._redis.start()
 
     async def _pay_all(self) -> None:
-        await asyncio.gather(*(self._pay(request_id) for request_id in self._owed))
+        if paying := [future for request_id in self._owed if (future := self._pay(request_id)) is not None]:
+            await asyncio.wait(paying)
 
-    async def _pay(self, request_id: str) -> None:
+    def _pay(self, request_id: str) -> asyncio.Future[bytes] | None:
         """Make one correction, or leave it for later. Making it twice does nothing."""
         arguments = self._owed.get(request_id)
         if arguments is None or not self._redis.is_ready:
-            return
-        try:
-            await self._redis.run(self._settle, *arguments)
-        except (Silent, LimitsUnavailable):
-            return
-        if self._owed.get(request_id) is arguments:
+            return None
+        paying = self._batches.run(self._settle, *arguments)
+        paying.add_done_callback(lambda paid: self._paid(request_id, arguments, paid))
+        return paying
+
+    def _paid(self, request_id: str, arguments: tuple[Argument, ...], paid: asyncio.Future[bytes]) -> None:
+        is_made = not paid.cancelled() and paid.exception() is None
+        if is_made and self._owed.get(request_id) is arguments:
             del self._owed[request_id]
 
 

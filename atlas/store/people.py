@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
-from atlas.errors import Conflict, NotFound
+from atlas.errors import Conflict, NotFound, Unauthorized
 from atlas.settings import LimitSettings
 from atlas.store import rules
 from atlas.store.audit import Change, record
@@ -46,9 +46,9 @@ class People:
 
     def owner(self) -> User:
         """The owner there has been longest: whose the first key is, and whose account set-up completes."""
-        return min(
-            (user for user in self.users() if user.role == "owner" and user.disabled_at is None), key=lambda user: user.created_at
-        )
+        everybody = [account.user for account in list(self._accounts.values())]
+        owners = [user for user in everybody if user.role == "owner" and user.disabled_at is None]
+        return owners[0] if len(owners) == 1 else min(owners, key=lambda user: user.created_at)
 
     def users(self) -> list[User]:
         """Everybody, oldest first, disabled ones included."""
@@ -208,6 +208,19 @@ def _write(connection: sa.Connection, account: Account) -> None:
     }
     if connection.execute(users.update().where(users.c.id == user.id).values(**values)).rowcount == 0:
         connection.execute(users.insert().values(id=user.id, created_at=user.created_at, **values))
+
+
+def check_generation(connection: sa.Connection, user_id: str, generation: int | None) -> None:
+    """In the transaction of a sign-in: whether it still is the generation in which the password was right; None asks nothing.
+
+    Raises:
+        Unauthorized: it is not; somebody who knew the old password only shall not come in beside a new one.
+    """
+    if generation is None:
+        return
+    now = connection.scalar(sa.select(users.c.generation).where(users.c.id == user_id))
+    if now != generation:
+        raise Unauthorized("The password has been changed meanwhile; sign in again.")
 
 
 def end_sign_ins(connection: sa.Connection, user_id: str) -> None:

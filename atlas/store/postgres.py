@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from atlas.errors import OperatorError, SettingsError
 from atlas.store.database import Database
@@ -35,7 +34,6 @@ class Postgres(Database):
     """
 
     remedy = "check ledger.url, and that this database is there and no other server uses it"
-    insert = staticmethod(postgresql.insert)
 
     def __init__(self, url: str) -> None:
         """Does not connect yet.

@@ -22,6 +22,7 @@ from atlas.store.accounts import Accounts
 from atlas.store.audit import Change, record
 from atlas.store.ledger import Ledger
 from atlas.store.onetime import new_token, token_digest
+from atlas.store.people import check_generation
 from atlas.store.tables import sessions as table
 from atlas.types import Principal, User
 
@@ -87,11 +88,11 @@ class Sessions:
         self._changing = threading.Lock()
         self._open = ledger.read(self._load)
 
-    def open(self, user: User, *, source: str, user_agent: str) -> OpenedSession:
+    def open(self, user: User, *, source: str, user_agent: str, generation: int | None = None) -> OpenedSession:
         """Sign in. The token goes into the cookie.
 
         Raises:
-            Unauthorized: the user is disabled.
+            Unauthorized: the user is disabled; or was signed out since `generation`, in which their password was right.
         """
         account = self._accounts.account(user.id)
         if account.user.disabled_at is not None:
@@ -110,9 +111,11 @@ class Sessions:
         change = Change(at=now_s, actor=user.id, action="session.opened", object=session.id, source=source)
         with self._changing:
             surplus = self.of(user.id)[SESSIONS_PER_USER - 1 :]
-            self._ledger.write(lambda connection: _insert(connection, token_digest(token), session, surplus, change)).result()
+            self._ledger.write(
+                lambda connection: _insert(connection, token_digest(token), session, surplus, change, generation)
+            ).result()
             self._forget({old.id for old in surplus})
-            self._open[token_digest(token)] = _Open(session, account.generation)
+            self._open[token_digest(token)] = _Open(session, account.generation if generation is None else generation)
         return OpenedSession(token=token, session=session)
 
     def find(self, token: str) -> Session | None:
@@ -160,9 +163,9 @@ class Sessions:
             user_limits=self._accounts.effective_limits(user),
         )
 
-    def issue(self, user: User, *, source: str) -> Tokens:
+    def issue(self, user: User, *, source: str, generation: int | None = None) -> Tokens:
         """Tokens for a program; see `AccessTokens`."""
-        return self._access.issue(user, source=source)
+        return self._access.issue(user, source=source, generation=generation)
 
     def refresh(self, refresh_token: str, *, source: str) -> Tokens:
         """Tokens for one that is used up; see `AccessTokens`."""
@@ -212,7 +215,10 @@ class Sessions:
         return _Open(Session(user=account.user, **fields), account.generation)
 
 
-def _insert(connection: sa.Connection, digest: bytes, session: Session, surplus: list[Session], change: Change) -> None:
+def _insert(
+    connection: sa.Connection, digest: bytes, session: Session, surplus: list[Session], change: Change, generation: int | None
+) -> None:
+    check_generation(connection, session.user.id, generation)
     gone = [old.id for old in surplus]
     connection.execute(table.delete().where(sa.or_(table.c.expires_at <= session.created_at, table.c.id.in_(gone))))
     fields = {name: getattr(session, name) for name in Session.__struct_fields__ if name != "user"}

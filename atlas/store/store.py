@@ -6,7 +6,6 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import sqlalchemy as sa
 
@@ -69,7 +68,7 @@ class Store:
         """
         try:
             self._ledger.write(lambda connection: _put(connection, "checked_at", str(self._clock()))).result(CHECK_TIMEOUT_S)
-        except FutureTimeoutError:
+        except TimeoutError:
             raise LedgerUnavailable("the ledger is not writing; its disk may be stuck", retry_after_s=RETRY_AFTER_S) from None
 
     def close(self) -> None:

@@ -2,23 +2,24 @@
 
 So after a crash each answered request stands here once with the usage it was told, and each cut one once as `interrupted`, with
 what was reserved for it. Reserving and settling are on the path of every request: all that wait share one commit, and each
-statement runs once for the whole group.
+statement runs once for the whole group (bulk.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 
 from atlas.errors import Conflict
+from atlas.store.bulk import Bulk
 from atlas.store.ledger import Ledger
 from atlas.store.reports import HOUR_S, Reservation, UsageReports, open_reservations
 from atlas.store.rules import clipped
 from atlas.store.tables import reservations, usage_events, usage_hours
+from atlas.store.written import Written
 from atlas.types import Usage
 
 PRUNE_ROWS = 500  # deleted in one commit: about 10 ms during which settling waits; chosen
@@ -26,7 +27,13 @@ DAY_S = 86400.0
 FAILED_STATES = ("failed", "interrupted")
 
 _TEXT_LIMITS = {"route": 64, "model": 200, "finish": 64}
+_PLACE = ("hour", "owner", "key_id", "model")
 _SUMS = ("requests", "failed", "prompt_tokens", "cached_tokens", "completion_tokens", "cost", "wall_s")
+_EXTEND = (
+    reservations.update()
+    .where(reservations.c.request_id == sa.bindparam("id"))
+    .values(tokens=sa.bindparam("tokens"), cost=sa.bindparam("cost"))
+)
 
 
 class _Totals(NamedTuple):
@@ -35,34 +42,26 @@ class _Totals(NamedTuple):
     cost: int
 
 
-class _Statements(NamedTuple):
-    reserve: sa.Executable
-    extend: sa.Executable
-    release: sa.Executable
-    insert: sa.Executable
-    add_up: sa.Executable
-
-
 class UsageBook(UsageReports):
     """Reservations, events and sums. Safe from any thread; the futures are done when it is on the disk."""
 
     def __init__(self, ledger: Ledger, *, usage_days: int) -> None:
         super().__init__(ledger)
         self._usage_days = usage_days
-        self._sql = _statements(ledger.database.insert)
+        self._sql = Bulk(ledger.database.engine.dialect)
 
-    def reserve(self, reservation: Reservation) -> Future[None]:
+    def reserve(self, reservation: Reservation) -> Written[None]:
         """Note what a request may use, before it uses any.
 
         The future raises `Conflict` if this request id has been reserved or settled before, and `LedgerUnavailable`.
         """
         return self._ledger.batch(self._reserve, reservation)
 
-    def extend(self, request_id: str, *, tokens: int, cost: int) -> Future[None]:
+    def extend(self, request_id: str, *, tokens: int, cost: int) -> Written[None]:
         """Set the reservation's new totals. A request that is settled stays as it is."""
         return self._ledger.batch(self._extend, _Totals(request_id, tokens, cost))
 
-    def settle(self, usage: Usage) -> Future[None]:
+    def settle(self, usage: Usage) -> Written[None]:
         """Turn the reservation into an event and add it to the sums, in one transaction; a second time changes nothing."""
         return self._ledger.batch(self._settle, usage)
 
@@ -88,48 +87,31 @@ class UsageBook(UsageReports):
         return total
 
     def _reserve(self, connection: sa.Connection, items: Sequence[Reservation]) -> Sequence[None]:
-        done = connection.execute(self._sql.reserve, [_row(item) for item in items])
-        if done.rowcount != len(items):  # if one of several is to blame, each is tried alone
-            raise Conflict(f"request '{items[0].request_id}' has been reserved or settled before")
+        ids = [item.request_id for item in items]
+        if self._sql.has_any(connection, usage_events, ids) or self._sql.insert(connection, reservations, _rows(items)) != len(
+            ids
+        ):
+            # if one of several is to blame, each is tried alone
+            raise Conflict(f"request '{ids[0]}' has been reserved or settled before")
         return [None] * len(items)
 
     def _extend(self, connection: sa.Connection, items: Sequence[_Totals]) -> Sequence[None]:
-        connection.execute(
-            self._sql.extend, [{"id": item.request_id, "tokens": item.tokens, "cost": item.cost} for item in items]
-        )
+        connection.execute(_EXTEND, [{"id": item.request_id, "tokens": item.tokens, "cost": item.cost} for item in items])
         return [None] * len(items)
 
     def _settle(self, connection: sa.Connection, items: Sequence[Usage]) -> Sequence[None]:
         usages = list({item.request_id: item for item in reversed(items)}.values())  # the first of each id
-        connection.execute(self._sql.release, [{"id": usage.request_id} for usage in usages])
-        num_new = connection.execute(self._sql.insert, [_row(usage) for usage in usages]).rowcount
+        self._sql.delete(connection, reservations, [usage.request_id for usage in usages])
+        num_new = self._sql.insert(connection, usage_events, _rows(usages))
         if num_new == len(usages):
-            connection.execute(self._sql.add_up, _sums(usages))
+            self._sql.add_up(connection, usage_hours, _sums(usages), keys=_PLACE)
         elif len(usages) > 1:
             raise Conflict("one of several requests was settled before")  # each is tried alone; nobody sees this
         return [None] * len(items)
 
 
-def _statements(insert: Any) -> _Statements:  # the dialect's own insert, which knows ON CONFLICT
-    columns = list(reservations.c)
-    values = sa.select(*(sa.bindparam(column.name, type_=column.type) for column in columns))
-    settled = sa.exists().where(usage_events.c.request_id == sa.bindparam("request_id", type_=sa.String(128)))
-    add_up = insert(usage_hours)
-    keys = ("hour", "owner", "key_id", "model")
-    return _Statements(
-        reserve=insert(reservations)
-        .from_select(columns, values.where(~settled), include_defaults=False)
-        .on_conflict_do_nothing()
-        .execution_options(preserve_rowcount=True),
-        extend=reservations.update()
-        .where(reservations.c.request_id == sa.bindparam("id"))
-        .values(tokens=sa.bindparam("tokens"), cost=sa.bindparam("cost")),
-        release=reservations.delete().where(reservations.c.request_id == sa.bindparam("id")),
-        insert=insert(usage_events).on_conflict_do_nothing().execution_options(preserve_rowcount=True),
-        add_up=add_up.on_conflict_do_update(
-            index_elements=keys, set_={name: usage_hours.c[name] + add_up.excluded[name] for name in _SUMS}
-        ),
-    )
+def _rows(values: Sequence[Reservation | Usage]) -> list[dict[str, Any]]:
+    return [_row(value) for value in values]
 
 
 def _row(value: Reservation | Usage) -> dict[str, Any]:
@@ -148,7 +130,7 @@ def _sums(usages: Sequence[Usage]) -> list[dict[str, Any]]:
         place = (int(usage.at // HOUR_S), usage.owner, usage.key_id, clipped(usage.model, 200))
         row = rows.get(place)
         if row is None:
-            row = rows[place] = dict(zip(("hour", "owner", "key_id", "model"), place, strict=True), **dict.fromkeys(_SUMS, 0))
+            row = rows[place] = dict(zip(_PLACE, place, strict=True), **dict.fromkeys(_SUMS, 0))
         row["requests"] += 1
         row["failed"] += usage.state in FAILED_STATES
         for name in _SUMS[2:]:

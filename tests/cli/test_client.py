@@ -219,8 +219,8 @@ def test_connect_codex_asks_over_the_responses_api(server: RunningServer, tmp_pa
     assert path.read_text().startswith('model = "gpt-5"  # mine\n')
     provider = tomllib.loads(path.read_text())["model_providers"]["atlas"]
     assert provider["wire_api"] == "responses"
-    client = OpenAI(base_url=provider["base_url"], api_key=provider["experimental_bearer_token"], max_retries=0)
-    assert client.responses.create(model="scripted", input="hi").output_text.split() == ANSWER.split()
+    with OpenAI(base_url=provider["base_url"], api_key=provider["experimental_bearer_token"], max_retries=0) as client:
+        assert client.responses.create(model="scripted", input="hi").output_text.split() == ANSWER.split()
 
 
 def test_a_codex_file_that_cannot_be_extended_is_refused() -> None:

@@ -161,7 +161,7 @@ def test_a_second_ctrl_c_kills(launch_server: Launcher) -> None:
 
 def test_a_signal_while_the_model_loads_ends_the_server(launch_server: Launcher) -> None:
     server = launch_server(SCRIPTED_LOAD_S="60")
-    wait_for(lambda: (server.data_dir / "atlas.sqlite3").exists())
+    wait_for(lambda: (server.data_dir / "secrets" / "jwt").exists())  # made once the ledger is open
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(8) == 0
 

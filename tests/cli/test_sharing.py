@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from tests.cli.conftest import RunningServer, run_cli, wait_for
+from tests.ledgers import server_environ
 
 
 def test_an_invitation_a_limit_and_a_reset_without_a_server(tmp_path: Path) -> None:
@@ -80,9 +81,10 @@ def test_a_backup_of_a_running_server_restores_with_its_keys(
     again = server.cli("backup", str(backup))
     assert (again.returncode, "exists" in again.stderr) == (1, True)
 
-    restored = run_cli("restore", str(backup), "--data-dir", str(tmp_path / "restored"))
+    place = tmp_path / "restored"
+    restored = run_cli("restore", str(backup), "--data-dir", str(place), **server_environ(place))
     assert restored.returncode == 0, restored.stderr
-    second = launch_server(data_dir=tmp_path / "restored")
+    second = launch_server(data_dir=place)
     second.wait_ready()
     second.key = server.key
     assert second.chat().status_code == 200

@@ -9,11 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.cli.conftest import RunningServer, children, wait_for
 from tests.cli.test_valkey import ask, is_alive
 
 Launcher = Callable[..., RunningServer]
+
+
+@pytest.fixture(autouse=True)
+def of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Redis other tests are told to use."""
+    monkeypatch.setattr("tests.ledgers.REDIS_URL", "")
 
 
 def redis_pid(server: RunningServer) -> int:

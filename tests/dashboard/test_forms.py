@@ -337,6 +337,19 @@ def test_a_pull_shows_its_progress_and_how_it_ended(site: Site) -> None:
     assert "failed" in html
 
 
+def test_getting_and_removing_a_model_is_in_the_audit_log(site: Site, tmp_path: Path) -> None:
+    owner = site.owner()
+    owner.send("/models/pull", address="http://127.0.0.1:9/some.gguf?token=secret")
+    path = tmp_path / "mine.gguf"
+    path.write_bytes(b"GGUF" + bytes(64))
+    site.dashboard.registry.add(path)
+    assert owner.send("/models/remove", name="mine").status_code == 200
+    removed, pulled = site.store.audit.entries(2)
+    assert (pulled.action, pulled.object, pulled.actor) == ("model.pulled", "some.gguf", site.store.accounts.owner().id)
+    assert pulled.detail == {"from": "http://127.0.0.1:9/some.gguf"}
+    assert (removed.action, removed.object, removed.detail) == ("model.removed", "mine", {})
+
+
 def playground_key(person: Person) -> str:
     reply = person.http.post("/playground/key", data={"for": "page"}, headers={"x-csrf-token": person.csrf()})
     assert reply.status_code == 200

@@ -31,7 +31,7 @@ async def test_an_answer_streams_and_its_usage_counts() -> None:
 async def test_json_may_hold_line_separators_and_come_in_any_pieces() -> None:
     text = "a\u2028b\x85c\u2029é🙂"
     whole = event(json.dumps({"choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}, ensure_ascii=False).encode())
-    pieces: list[bytes | float] = [part for byte in whole for part in (bytes([byte]),)]
+    pieces: list[bytes | float] = [part for byte in whole for part in (bytes([byte]), 0.002)]  # the pause sends each on its own
     async with running(chat__completions=(200, [*pieces, DONE])) as peer:
         engine = RemoteEngine(peer.url, model="m")
         assert (await answer(engine, ask())).text == text

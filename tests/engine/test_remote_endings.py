@@ -169,7 +169,7 @@ async def test_a_peer_that_is_not_there_is_unavailable_for_now() -> None:
 async def test_a_silent_peer_has_failed() -> None:
     async with running(chat__completions=(200, SLOW)) as peer:
         engine = RemoteEngine(peer.url, model="m", timeout_s=0.2)
-        with pytest.raises(UpstreamFailed, match="broke off: Timeout on reading"):
+        with pytest.raises(UpstreamFailed, match=r"broke off: nothing came for 0\.2 s"):
             await answer(engine, ask(n=2))
         await engine.close()
 

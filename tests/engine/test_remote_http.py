@@ -24,12 +24,14 @@ class Keeper:
     reply: bytes
     patience: int = 1000
     num_connections: int = 0
+    num_open: int = 0
     num_requests: int = 0
     largest_body: int = 0
     url: str = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
+        self.num_open += 1
         for _ in range(self.patience):
             try:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -42,6 +44,7 @@ class Keeper:
             writer.write(self.reply)
         await reader.read(1)  # the next request has begun, or the client has gone
         writer.close()
+        self.num_open -= 1
 
 
 @asynccontextmanager
@@ -51,6 +54,7 @@ async def keeping(reply: bytes, *, patience: int = 1000) -> AsyncIterator[Keeper
     keeper.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     async with server:
         yield keeper
+        await until(lambda: keeper.num_open == 0)  # an engine that is closed keeps none
 
 
 def chunked(pieces: list[bytes | float]) -> bytes:

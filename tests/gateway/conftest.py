@@ -76,6 +76,7 @@ class Running:
     url: str
     deps: GatewayDeps
     loop: asyncio.AbstractEventLoop
+    clients: ExitStack  # closed with the server
 
     @property
     def engine(self) -> ScriptedEngine:
@@ -87,10 +88,10 @@ class Running:
         return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {KEY}"} | headers, timeout=20)
 
     def openai(self) -> OpenAI:
-        return OpenAI(base_url=self.url + "/v1", api_key=KEY, max_retries=0, timeout=20)
+        return self.clients.enter_context(OpenAI(base_url=self.url + "/v1", api_key=KEY, max_retries=0, timeout=20))
 
     def anthropic(self) -> Anthropic:
-        return Anthropic(base_url=self.url, api_key=KEY, max_retries=0, timeout=20)
+        return self.clients.enter_context(Anthropic(base_url=self.url, api_key=KEY, max_retries=0, timeout=20))
 
     def drain(self) -> None:
         self.loop.call_soon_threadsafe(self.deps.draining.set)
@@ -118,7 +119,8 @@ def serving(deps: GatewayDeps, *, extra_routes: Sequence[Any] = ()) -> Iterator[
     thread.start()
     wait_for(lambda: server.started)
     try:
-        yield Running(url=f"http://127.0.0.1:{listener.getsockname()[1]}", deps=deps, loop=loops[0])
+        with ExitStack() as clients:
+            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", deps, loops[0], clients)
     finally:
         server.should_exit = True
         thread.join(timeout=20)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from atlas.errors import LedgerUnavailable
 from atlas.gateway.arrivals import Arrivals
+from atlas.store import Written
 
 
 async def test_results_and_errors_arrive() -> None:
     arrivals = Arrivals()
-    good: Future[None] = Future()
-    bad: Future[None] = Future()
+    good: Written[None] = Written()
+    bad: Written[None] = Written()
     seen: list[BaseException | None] = []
     waiting = [arrivals.expect(good, seen.append), arrivals.expect(bad, seen.append)]
     error = LedgerUnavailable("away")
@@ -28,14 +29,14 @@ async def test_results_and_errors_arrive() -> None:
 
 
 async def test_what_is_done_already_arrives_too() -> None:
-    done: Future[None] = Future()
+    done: Written[None] = Written()
     done.set_result(None)
     await Arrivals().expect(done)
 
 
 async def test_nothing_is_lost_between_threads() -> None:
     arrivals = Arrivals()
-    futures: list[Future[None]] = [Future() for _ in range(3000)]
+    futures: list[Written[None]] = [Written() for _ in range(3000)]
     seen: list[BaseException | None] = []
     waiting = [arrivals.expect(future, seen.append) for future in futures]
 
@@ -52,7 +53,7 @@ async def test_nothing_is_lost_between_threads() -> None:
 
 async def test_who_is_cancelled_does_not_stop_the_work() -> None:
     arrivals = Arrivals()
-    future: Future[None] = Future()
+    future: Written[None] = Written()
     seen: list[BaseException | None] = []
     waiting = arrivals.expect(future, seen.append)
     waiting.cancel()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -64,6 +67,28 @@ def test_without_redis_metered_routes_are_503_the_others_live_and_it_passes(mete
     assert [usage.state for usage in server.usage] == ["completed"] * 2
 
 
+def test_a_redis_that_hangs_holds_up_nobody_else(metered: MeteredServer, redis: Server) -> None:
+    """Only those who have to be counted wait for it: nobody waits in the event loop."""
+    server = metered()
+    assert server.chat().status_code == 200
+    assert redis.process is not None
+    redis.process.send_signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as pool, server.http() as http:
+            refused = pool.submit(server.chat)
+            waits_s = []
+            while not refused.done():
+                start_s = time.monotonic()
+                assert http.get("/livez").status_code == 200
+                waits_s.append(time.monotonic() - start_s)
+            assert refused.result().status_code == 503
+    finally:
+        redis.process.send_signal(signal.SIGCONT)
+    assert len(waits_s) > 10
+    assert max(waits_s) < 0.8
+    wait_for(lambda: server.chat().status_code == 200)
+
+
 def test_an_answer_outlives_redis_and_budgets_are_right_afterwards(metered: MeteredServer, redis: Server) -> None:
     server = metered(["word " * 60], delay_s=0.02)
     used = patient(server, max_tokens=40).json()["usage"]["total_tokens"]
@@ -109,6 +134,12 @@ def test_an_extension_that_waits_too_long_ends_the_answer_and_says_why(
 # -- the ledger --
 
 
+@pytest.fixture
+def in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger that the test can hold up, whatever other tests are told to use."""
+    monkeypatch.setattr("tests.ledgers.SERVER_URL", "")
+
+
 @contextmanager
 def locked(server: Metered) -> Iterator[None]:
     """Somebody else holds the ledger's write lock: it cannot be written until they let go."""
@@ -118,6 +149,7 @@ def locked(server: Metered) -> Iterator[None]:
         other.execute("ROLLBACK")
 
 
+@pytest.mark.usefixtures("in_a_file")
 def test_without_the_ledger_nothing_begins_and_it_passes(metered: MeteredServer) -> None:
     server = metered()
     key = server.key(requests_per_minute=100, concurrency=1)
@@ -136,6 +168,7 @@ def test_without_the_ledger_nothing_begins_and_it_passes(metered: MeteredServer)
     assert [each.usage.state for each in server.call(server.traffic.recent)][-1] == "refused"
 
 
+@pytest.mark.usefixtures("in_a_file")
 @pytest.mark.parametrize("is_streamed", [True, False])
 def test_an_answer_that_cannot_be_settled_is_an_error_and_its_row_comes_later(metered: MeteredServer, is_streamed: bool) -> None:
     server = metered(["word " * 20], delay_s=0.05)
@@ -156,6 +189,7 @@ def test_an_answer_that_cannot_be_settled_is_an_error_and_its_row_comes_later(me
     assert server.chat(server.key(concurrency=1)).status_code == 200
 
 
+@pytest.mark.usefixtures("in_a_file")
 def test_what_is_late_is_written_before_the_server_ends(metered: MeteredServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("atlas.gateway.charge.RETRY_INTERVAL_S", 1000.0)
     server = metered(["word " * 20], delay_s=0.05)
@@ -222,6 +256,7 @@ def _ask_for_trouble(server: Metered) -> None:
         http.post("/api/auth/login", json={"username": CANARIES["user"], "password": CANARIES["key"]})
 
 
+@pytest.mark.usefixtures("in_a_file")
 def test_a_slot_is_free_again_after_a_failure_at_the_ledger(metered: MeteredServer) -> None:
     server = metered(**narrow())
     with locked(server):

@@ -149,6 +149,18 @@ def test_sessions_and_tokens_of_one_user_end_at_once(reopen: OpenStore, end: Cal
     expect_signed_out(reopen())
 
 
+def test_who_signs_in_with_the_old_password_beside_a_reset_is_not_let_in(reopen: OpenStore) -> None:
+    store = reopen()
+    bob = add_user(store)
+    proof = store.accounts.sign_in(bob.username, PASSWORD, source=SOURCE)
+    reset(store, bob)
+    with pytest.raises(Unauthorized, match="changed meanwhile"):
+        store.sessions.open(proof.user, source=SOURCE, user_agent="", generation=proof.generation)
+    with pytest.raises(Unauthorized, match="changed meanwhile"):
+        store.sessions.issue(proof.user, source=SOURCE, generation=proof.generation)
+    assert store.sessions.of(bob.id) == reopen().sessions.of(bob.id) == []
+
+
 def test_a_disabled_user_cannot_sign_in(store: Store) -> None:
     set_up(store)
     bob = add_user(store)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from atlas.errors import BadRequest, Conflict
 from atlas.settings import LedgerSettings
 from atlas.store import DataDirectory, Reservation, Store, open_store
 from atlas.store.usage import DAY_S, PRUNE_ROWS
+from atlas.store.written import Written
 from atlas.types import RequestState, Usage
 from tests.store.conftest import OpenStore
 
@@ -135,7 +136,7 @@ def test_all_that_wait_share_one_commit(store: Store) -> None:
     commits = itertools.count()
     sa.event.listen(store._ledger.database.engine, "commit", lambda _connection: next(commits))
     with Held(store):
-        futures: list[Future[None]] = [store.usage.reserve(reservation(str(index))) for index in range(100)]
+        futures: list[Written[None]] = [store.usage.reserve(reservation(str(index))) for index in range(100)]
         futures += [store.usage.settle(usage(str(index))) for index in range(100)]
     for future in futures:
         future.result()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from atlas.errors import BudgetExhausted, LedgerUnavailable, LimitsUnavailable, RateLimited
+from atlas.errors import BudgetExhausted, LimitsUnavailable, RateLimited
 from atlas.store.live import Live, open_live
 from atlas.store.live_values import Ask, Counts, Grant
 from atlas.types import Limits, Usage
@@ -274,61 +274,6 @@ async def test_corrections_beyond_what_is_kept_are_made_by_a_rebuild(
     await back(live)
     await eventually(lambda: not live._owed)
     assert await used(live) == 8
-
-
-async def test_a_new_server_starts_with_nothing_running(open_on: Opener, own_server: Server) -> None:
-    """What ran when the last one was killed ended with it; its windows and budgets stand."""
-    first = open_on(own_server, window_s=30.0)
-    limits = Limits(concurrency=1, requests_per_minute=2)
-    await first.admit(ask(limits))
-    second = open_on(own_server, window_s=30.0)
-    await second.admit(ask(limits))
-    with pytest.raises(RateLimited, match="requests_per_minute"):
-        await second.admit(ask(Limits(requests_per_minute=2)))
-
-
-async def test_without_the_ledger_nothing_is_admitted(open_on: Opener, own_server: Server) -> None:
-    is_broken = True
-
-    def source() -> Counts:
-        if is_broken:
-            raise LedgerUnavailable("disk full")
-        return NOTHING
-
-    live = open_on(own_server, source=source)
-    with pytest.raises(LimitsUnavailable):
-        await live.admit(ask())
-    assert live.trouble == "disk full"
-    is_broken = False
-    await back(live)
-    await live.admit(ask())
-
-
-async def test_without_a_source_the_counts_have_to_be_given(open_on: Opener, own_server: Server) -> None:
-    live = open_on(own_server, source=None)
-    with pytest.raises(LimitsUnavailable):
-        await live.admit(ask())
-    today = day(time.time())
-    await live.rebuild([Row("usr_a", "key_a", today, 70, 0), Row("usr_a", "", today, 20, 0)], [])
-    assert await used(live) == 90
-    with pytest.raises(BudgetExhausted, match="tokens_per_month of this user is used up: 90 of 100"):
-        await live.admit(ask(Limits(tokens_per_month=100), tokens=11))
-    with pytest.raises(BudgetExhausted, match="tokens_per_day of this key is used up: 70 of 80"):
-        await live.admit(ask(NONE, Limits(tokens_per_day=80), tokens=11))
-
-
-async def test_yesterday_counts_for_the_month_only(open_on: Opener, own_server: Server) -> None:
-    live = open_on(own_server, source=None)
-    now = datetime.now(UTC)
-    other_day = now.replace(day=2 if now.day == 1 else 1).strftime("%Y-%m-%d")
-    await live.rebuild([Row("usr_a", "key_a", other_day, 70, 7)], [])
-    found = await live.remaining("usr_a", "", Limits(tokens_per_day=9, tokens_per_month=99, cost_per_month=9), NONE)
-    assert [(budget.kind, budget.period, budget.used) for budget in found.budgets] == [
-        ("tokens", "day", 0),
-        ("tokens", "month", 70),
-        ("cost", "month", 7),
-    ]
-    assert [budget.remaining for budget in found.budgets] == [9, 29, 2]
 
 
 async def test_full_memory_lets_nothing_in_and_corrections_through(open_on: Opener, own_server: Server) -> None:
