@@ -59,7 +59,10 @@ async def execute_inputs(program: Program, limits: RunLimits, boxes: Boxes) -> E
 
 
 def _input(text: str, *, what: str) -> bytes:
-    content = text.encode("utf-8", "surrogatepass")
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"{what} holds half a surrogate pair, which no file can hold") from None
     if len(content) > INPUT_LIMIT_BYTES:
         raise BadRequest(f"{what} has {len(content)} bytes; {INPUT_LIMIT_BYTES} are the most")
     return content
@@ -203,38 +206,45 @@ class Fed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 async def _execute_compiled(program: Program, limits: RunLimits, boxes: Boxes, *, inputs: list[bytes]) -> Execution:
     """Compile once, then one run after another in the same box."""
-    language = languages.find(program.language)
-    seconds = min(limits.wall_s * len(inputs), max(MAX_TOGETHER_S, limits.wall_s))
-    payload: dict[str, Any] = {
-        "compile": language.compile,
-        "run": language.run,
-        "inputs": [content.decode("utf-8", "surrogatepass") for content in inputs],
-        "seconds": limits.wall_s,
-        "output_bytes": limits.output_bytes,
-    }
-    spec = BoxSpec(
-        runner="execute",
-        payload=payload,
-        files=program.files | {language.file: program.code},
-        limits=replace(limits, wall_s=seconds),
-        prepare_s=COMPILE_WALL_S,
-    )
-    result = await boxes.run(spec)
-    frames = result.frames
-    if not frames or frames[0] != {"compiled": True}:
+    result = await boxes.run(_spec_of_all(program, limits, inputs))
+    if result.frames[:1] != ({"compiled": True},):
         return _not_compiled(result, boxes)
     try:
-        fed = [msgspec.convert(frame, Fed) for frame in frames[1:] if isinstance(frame, dict) and "end" not in frame]
+        fed = [msgspec.convert(frame, Fed) for frame in result.frames[1:] if frame != {"end": len(inputs)}]
     except msgspec.ValidationError as error:
         return outcomes.tampered(boxes.tier, result, reason=str(error))
     if [one.case for one in fed] != list(range(len(fed))) or len(fed) > len(inputs):
         return outcomes.tampered(boxes.tier, result, reason="records of runs out of order")
     executions = [_conclude_fed(one, result, limits, boxes) for one in fed]
     if len(fed) < len(inputs):
-        executions.append(_conclude(result, boxes))
+        executions.append(_cut_off(result, boxes))
     cases = [_judge(number, *pair) for number, pair in enumerate(zip(program.cases, executions, strict=False))]
     cases += [CaseResult(name=_name(number), outcome="skipped") for number in range(len(cases), len(inputs))]
     return replace(_together(executions, cases), wall_s=result.wall_s, cpu_s=result.cpu_s)
+
+
+def _spec_of_all(program: Program, limits: RunLimits, inputs: list[bytes]) -> BoxSpec:
+    language = languages.find(program.language)
+    payload: dict[str, Any] = {
+        "compile": language.compile,
+        "run": language.run,
+        "inputs": [content.decode() for content in inputs],
+        "seconds": limits.wall_s,
+        "output_bytes": limits.output_bytes,
+    }
+    seconds = min(limits.wall_s * len(inputs), max(MAX_TOGETHER_S, limits.wall_s))
+    return BoxSpec(
+        runner="execute",
+        payload=payload,
+        files=program.files | {language.file: program.code},
+        limits=replace(limits, wall_s=seconds + COMPILE_WALL_S),
+    )
+
+
+def _cut_off(result: BoxResult, boxes: Boxes) -> Execution:
+    """The box ended while a case ran, whatever its exit code claims."""
+    done = _conclude(result, boxes)
+    return replace(done, outcome="failed", error_type=outcomes.NO_RESULT) if done.outcome == "completed" else done
 
 
 def _not_compiled(result: BoxResult, boxes: Boxes) -> Execution:

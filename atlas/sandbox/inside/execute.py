@@ -48,7 +48,7 @@ def _become(command: list[str]) -> int:
 def _feed(payload: dict[str, Any], text: str) -> dict[str, Any]:
     """One run on one input. Files hold its streams, so that nothing here can block or grow."""
     started_s = time.perf_counter()
-    with _file(text.encode("utf-8", "surrogatepass")) as source, _file() as out, _file() as err:
+    with _file(text.encode()) as source, _file() as out, _file() as err:
         try:
             done = subprocess.run(  # noqa: S603 - what is run is untrusted; that is why this is a box
                 payload["run"],

@@ -235,6 +235,7 @@ async def test_numbers_in_output_may_be_close(written: str, expected: str, is_ri
         ({"files": {"x" * 300: ""}}, "not relative and plain"),
         ({"files": {f"{number}": "" for number in range(1001)}}, "1000 are the most"),
         ({"files": {"x": "y" * (33 << 20)}}, "half of disk_bytes"),
+        ({"stdin": "\ud800"}, "half a surrogate pair"),
         ({"files": {"x": "\ud800"}}, "half a surrogate pair"),
         ({"cases": (Case(),) * 1001}, "1000 are the most"),
         ({"cases": (Case(tolerance=-1.0),)}, "a tolerance of -1.0"),
