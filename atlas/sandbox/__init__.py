@@ -5,6 +5,7 @@ wrong with us is an exception (`SandboxUnavailable`, `SandboxRefused`, `SandboxO
 """
 
 from atlas.sandbox.client import Sandbox
+from atlas.sandbox.project_output import make_branch, write_changes
 from atlas.sandbox.requests import CaseRequest, Evidence, RunRequest
 
-__all__ = ["CaseRequest", "Evidence", "RunRequest", "Sandbox"]
+__all__ = ["CaseRequest", "Evidence", "RunRequest", "Sandbox", "make_branch", "write_changes"]

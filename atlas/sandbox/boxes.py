@@ -100,6 +100,10 @@ class Boxes(Protocol):
         """How many of them have died."""
         ...
 
+    async def warm_up(self) -> None:
+        """Start what will be needed soon."""
+        ...
+
     async def close(self) -> None:
         """End everything that runs."""
         ...

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from atlas.errors import SandboxUnavailable
 from atlas.sandbox.boxes import BoxResult, BoxSpec
@@ -24,6 +25,7 @@ log = structlog.get_logger("atlas.sandbox")
 
 FEW_SLOTS = 2
 SLOTS_PER_ZYGOTE = 4
+SERVING_S = 60.0  # a candidate that is only asked is not ended by the clock before the one that asks
 EAGER = ("lite", "pytest")  # the others are started when first asked for
 
 
@@ -69,9 +71,14 @@ class NativeBoxes:
         return zygote.layers
 
     async def warm_up(self) -> None:
-        """Start what will be needed soon."""
+        """Start what will be needed soon.
+
+        Raises:
+            SandboxUnavailable: it could not be started; the next run will try again.
+        """
         for profile in EAGER:
-            await self._choose(profile)
+            while len(self._alive(profile)) < self._per_profile:
+                await self._replenish(profile)
 
     async def close(self) -> None:
         self._watch.close()
@@ -83,6 +90,8 @@ class NativeBoxes:
         return await self._finish(await self._submit(spec))
 
     async def run_pair(self, tests: BoxSpec, candidate: BoxSpec) -> tuple[BoxResult, BoxResult]:
+        candidate = replace(candidate, limits=replace(candidate.limits, wall_s=candidate.limits.wall_s + SERVING_S))
+        await self._choose_for(tests)  # before the candidate's box begins to wait for it
         questions, answers = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)  # each: read end, write end
         try:
             serving = await self._submit(candidate, (questions[0], answers[1]))
@@ -145,22 +154,25 @@ class NativeBoxes:
 
     async def _choose(self, profile: str) -> Zygote:
         """The least busy zygote of a profile; those that are missing are started, one at a time."""
-        alive = [zygote for zygote in self._zygotes.get(profile, ()) if zygote.is_alive]
+        alive = self._alive(profile)
         if len(alive) < self._per_profile and not (alive and self._lock(profile).locked()):
             alive = await self._replenish(profile)
         return min(alive, key=lambda zygote: zygote.num_boxes)
 
+    def _alive(self, profile: str) -> list[Zygote]:
+        return [zygote for zygote in self._zygotes.get(profile, ()) if zygote.is_alive]
+
     async def _replenish(self, profile: str) -> list[Zygote]:
+        """One more zygote, unless another call has just started the last that was missing."""
         async with self._lock(profile):
-            known = self._zygotes.get(profile, [])
-            alive = [zygote for zygote in known if zygote.is_alive]
+            known, alive = self._zygotes.get(profile, []), self._alive(profile)
+            if len(alive) >= self._per_profile:
+                return alive
             self.num_restarts += len(known) - len(alive)
-            while len(alive) < self._per_profile:
-                zygote = Zygote(self._configuration(profile))
-                await zygote.start()
-                alive.append(zygote)
-            self._zygotes[profile] = alive
-            return alive
+            zygote = Zygote(self._configuration(profile))
+            await zygote.start()
+            self._zygotes[profile] = [*alive, zygote]
+            return self._zygotes[profile]
 
     def _lock(self, profile: str) -> asyncio.Lock:
         return self._locks.setdefault(profile, asyncio.Lock())

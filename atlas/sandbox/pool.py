@@ -46,6 +46,7 @@ class Pool:
         self._choosing.add_done_callback(self._say)
         self._slots: Slots | None = None
         self._projects: Projects | None = None
+        self._warming: asyncio.Task[None] | None = None
         self._statistics = Statistics()
 
     async def choice(self) -> Choice:
@@ -120,10 +121,20 @@ class Pool:
     def _say(self, choosing: asyncio.Future[Choice]) -> None:
         if not choosing.cancelled() and not choosing.exception():
             choice = choosing.result()
+            if choice.boxes is not None:
+                self._warming = asyncio.create_task(self._warm_up(choice.boxes))
             (log.info if choice.tier else log.warning)("sandbox.chosen", tier=choice.tier, reason=choice.reason)
+
+    async def _warm_up(self, boxes: Boxes) -> None:
+        try:
+            await boxes.warm_up()
+        except SandboxUnavailable as error:
+            log.warning("sandbox.not_warm", reason=error.message)
 
     async def close(self) -> None:
         self._choosing.cancel()
+        if self._warming:
+            self._warming.cancel()
         with contextlib.suppress(asyncio.CancelledError, AtlasError):
             if (choice := await self._choosing).boxes is not None:
                 await choice.boxes.close()

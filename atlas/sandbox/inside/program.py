@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from atlas.sandbox.inside.runners import Runner
 
+BROKEN = 98  # exit code of a runner that failed: no verdict comes of it
 THREAD_STACK_BYTES = 8 << 20  # else each thread would take the main one's bound of the address space
 
 
@@ -48,7 +49,10 @@ def perform(run: Runner, payload: dict[str, Any], report: int, peer: list[int]) 
     """Call the runner and end as an interpreter ends. Never returns."""
     _thread.stack_size(THREAD_STACK_BYTES)
     sys.argv = ["main.py"]
-    status = run(payload, Channel(-1, report), Channel(*peer) if peer else None)
+    try:
+        status = run(payload, Channel(-1, report), Channel(*peer) if peer else None)
+    except BaseException:  # a runner's own, of which nobody may see the way here
+        status = BROKEN
     _flush()
     posix._exit(status & 0xFF)  # noqa: SLF001 - os._exit is this
 
