@@ -128,7 +128,11 @@ def _choice(boxes: Boxes, tier: Tier, found: dict[str, Any], failures: dict[str,
 
 
 async def _go_without(boxes: NativeBoxes, failures: dict[str, str], python: str) -> Choice:
-    found = await boxes.start()
+    try:
+        found = await boxes.start()
+    except AtlasError as error:
+        await boxes.close()
+        return Choice(boxes=None, tier=None, reason=f"none: {error.message}", layers=_layers(None, {}, failures, python))
     log.warning(
         "sandbox.unsafe",
         danger="code runs WITHOUT ISOLATION: it can read, change and send whatever this user can",

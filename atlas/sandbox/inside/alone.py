@@ -11,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import Any
 
 from atlas.sandbox.inside import box, kernel, landlock, seccomp, view
 from atlas.sandbox.inside.seccomp import AND, ERROR, FIRST, IF_EQUAL, LOAD, RETURN, SECOND, Instruction
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # see frames.py
+    from typing import Any
 
 MIN_LANDLOCK = 6  # signals are kept within a box from here on; Linux 6.12
 PROC = "/proc"

@@ -8,15 +8,20 @@ word (how the program ended) only ever makes a result worse.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import resource
 import signal
-from collections.abc import Callable
-from typing import Any, NoReturn
+from _json import encode_basestring_ascii  # json itself would be imported in every box that is a program of its own
 
-from atlas.sandbox.inside import frames, fresh, kernel, landlock, program, project_view, runners, seccomp, view
+from atlas.sandbox.inside import frames, fresh, kernel, landlock, program, runners, seccomp, view
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # see frames.py
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    Isolate = Callable[["Setup", dict[str, Any], list[int]], None]
 
 NICENESS = 10
 STACK_BYTES = 64 << 20
@@ -42,9 +47,6 @@ class Setup:
         self.landlock_version = landlock_version
         self.python = python
         self.path = path
-
-
-Isolate = Callable[[Setup, dict[str, Any], list[int]], None]
 
 
 def keep(setup: Setup, job: int, descriptors: list[int], status: int) -> NoReturn:
@@ -80,12 +82,14 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
     limits = order["limits"]
     os.setsid()
     kernel.map_ids(view.BOX_ID, setup.uid, setup.gid)
-    for path, value in OWN_SETTINGS.items():
-        with contextlib.suppress(OSError):  # an old kernel, or no /proc/sys
-            kernel.write_text(path, value)
+    apply_own_settings()
     view.mount_own(limits["disk_bytes"], has_proc=setup.has_proc, has_tests=bool(order["tests"]))
+    writable = list(view.WRITABLE)
     if order["project"]:
+        from atlas.sandbox.inside import project_view  # a zygote has it; boxes of the other tiers have no projects
+
         project_view.mount(order["project"], limits["disk_bytes"])
+        writable += project_view.writable(order["project"])
     kernel.raise_loopback()
     os.umask(0o077)
     os.nice(NICENESS)
@@ -96,9 +100,15 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
         view.close_tests()
     kernel.drop_capabilities()
     if setup.landlock_version:
-        landlock.restrict(["/"], [*view.WRITABLE, *project_view.writable(order["project"])], list(view.DEVICES))
+        landlock.restrict(["/"], writable, list(view.DEVICES))
     limit(limits)
     seccomp.install()
+
+
+def apply_own_settings() -> None:
+    for path, value in OWN_SETTINGS.items():
+        with contextlib.suppress(OSError):  # an old kernel, no /proc/sys, or not the right to
+            kernel.write_text(path, value)
 
 
 def limit(limits: dict[str, Any], *, other_processes: int = 0) -> None:
@@ -151,8 +161,8 @@ def begin(
             _start_fresh(setup, payload, report, peer)
         run = runners.find(order["runner"])
     except BaseException as error:  # still before the first line of untrusted code
-        text = json.dumps({"job": job, "failure": f"{type(error).__name__}: {error}"[:300]})
-        os.write(status, text.encode() + b"\n")  # shorter than PIPE_BUF: whole or not at all
+        failure = encode_basestring_ascii(f"{type(error).__name__}: {error}"[:300])
+        os.write(status, b'{"job":%d,"failure":%s}\n' % (job, failure.encode()))  # shorter than PIPE_BUF: whole or not at all
         os._exit(FAILED_SETUP)
     kernel.close_all_but([0, 1, 2, report, *peer])
     if order["fresh"]:

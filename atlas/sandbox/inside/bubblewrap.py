@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import Any
 
 from atlas.sandbox.inside import box, kernel, landlock, seccomp, view
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # see frames.py
+    from collections.abc import Iterator
+    from typing import Any
 
 _LIBRARIES = "/etc/ld.so.cache"
 
@@ -79,8 +82,7 @@ def isolate(setup: box.Setup, order: dict[str, Any], kept: list[int]) -> None:
 
 def _tighten(disk_bytes: int, *, has_proc: bool) -> None:
     """What bubblewrap has no option for, or none in its older versions."""
-    with contextlib.suppress(OSError):
-        kernel.write_text("/proc/sys/user/max_user_namespaces", "0")
+    box.apply_own_settings()
     with contextlib.suppress(OSError):
         view.mount_proc(has_proc=has_proc)
     with contextlib.suppress(OSError):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import platform
-import socket
 import struct
 
 libc = ctypes.CDLL(None, use_errno=True)
 # A copy of this process must hold the interpreter lock when it wakes up: PyDLL keeps it during the call.
 _locked = ctypes.PyDLL(None, use_errno=True)
 
-MACHINE = platform.machine()
+MACHINE = os.uname().machine
 if MACHINE not in ("x86_64", "aarch64"):
     raise ImportError(f"no table of system calls for {MACHINE}; x86_64 and aarch64 have one")
 _IS_X86 = MACHINE == "x86_64"
@@ -181,5 +179,7 @@ def drop_capabilities() -> None:
 
 def raise_loopback() -> None:
     """Bring `lo` of this network namespace up: programs may talk to themselves."""
+    import socket  # a zygote has it already, and a fresh interpreter has no use for it
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as device:
         fcntl.ioctl(device, _SIOCSIFFLAGS, struct.pack("16sh", b"lo", _IFF_UP_RUNNING).ljust(_IFREQ_BYTES, b"\0"))

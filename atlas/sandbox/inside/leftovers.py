@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import stat
@@ -11,6 +12,7 @@ import stat
 from atlas.sandbox.inside import kernel, landlock
 
 PROC = "/proc"
+_PREFIX = "atlas-boxes-"
 
 
 def adopt_orphans() -> None:
@@ -64,6 +66,32 @@ def end_children(known: set[int]) -> None:
                 os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+
+
+def make_directory(parent: str) -> str:
+    """A directory for boxes; those of processes like this one that were killed are removed first.
+
+    It is this process's as long as it lives: a lock says so.
+    """
+    for name in os.listdir(parent):
+        if name.startswith(_PREFIX):
+            with contextlib.suppress(OSError):  # somebody else's, or in use
+                _lock(path := os.path.join(parent, name))
+                remove_tree(path)
+    path = os.path.join(parent, _PREFIX + os.urandom(8).hex())
+    os.mkdir(path, 0o700)
+    _lock(path)
+    return path
+
+
+def _lock(path: str) -> None:
+    """Hold it until this process ends."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
 
 
 def remove_tree(path: str) -> None:

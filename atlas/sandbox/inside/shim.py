@@ -8,13 +8,10 @@ the box may read beside the system, both by colons. It stays as the box's keeper
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 import resource
 import signal
 import sys
-from typing import NoReturn
 
 if __name__ == "__main__":  # run as a file, see zygote.py
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -25,6 +22,10 @@ if __name__ == "__main__":  # run as a file, see zygote.py
     fresh.stand_in(("atlas", os.path.dirname(room)), ("atlas.sandbox", room))
 
 from atlas.sandbox.inside import alone, box, bubblewrap, kernel, landlock, leftovers, view
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # see frames.py
+    from typing import NoReturn
 
 
 class Keeper:
@@ -55,13 +56,8 @@ class Keeper:
 
     def tell(self, ended: int) -> NoReturn:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        word = {
-            "job": self._job,
-            "status": ended,
-            "cpu_s": usage.ru_utime + usage.ru_stime,
-            "peak_bytes": usage.ru_maxrss * 1024,
-        }
-        os.write(self._status, json.dumps(word).encode() + b"\n")
+        words = (self._job, ended, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+        os.write(self._status, b'{"job":%d,"status":%d,"cpu_s":%.6f,"peak_bytes":%d}\n' % words)
         os._exit(0)
 
 
@@ -75,38 +71,50 @@ def keep_first(keeper: Keeper, path: list[str]) -> NoReturn:
     keeper.tell(ended)
 
 
+class Parent:
+    """Ends, without a namespace, whatever the program started. SIGTERM means: now."""
+
+    def __init__(self, *, is_confined: bool) -> None:
+        self._pid = os.getpid()
+        self._is_confined = is_confined
+        self._is_over = False
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM)
+        leftovers.adopt_orphans()
+        if is_confined:
+            leftovers.draw_line()
+        signal.signal(signal.SIGTERM, lambda *_: self._end())
+
+    def bury(self, child: int) -> int:
+        """Wait until nothing is left; how `child` ended."""
+        ended = 0
+        while True:
+            if self._is_over:  # what was told to end before the program began, too
+                self._end()
+            try:
+                pid, status = os.wait()
+            except ChildProcessError:
+                return ended
+            if pid == child:
+                ended, self._is_over = status, True
+
+    def _end(self) -> None:
+        self._is_over = True
+        if self._is_confined:
+            leftovers.kill_all()
+        else:
+            leftovers.hunt_down(self._pid)
+
+
 def keep_alone(keeper: Keeper, path: list[str], directory: alone.Directory, *, is_confined: bool) -> NoReturn:
-    """Without a namespace: whatever the program started is ended, and its directory removed."""
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM)
-    leftovers.adopt_orphans()
-    if is_confined:
-        leftovers.draw_line()
-    end_all = leftovers.kill_all if is_confined else functools.partial(leftovers.hunt_down, os.getpid())
-    is_over = False
-
-    def end(*_: object) -> None:
-        nonlocal is_over
-        is_over = True
-        end_all()
-
-    signal.signal(signal.SIGTERM, end)
+    """Without a namespace: nothing is over before everything has ended and the box's directory is removed."""
+    parent = Parent(is_confined=is_confined)
     directory.make()
 
     def isolate(_: box.Setup, order: dict[str, object], kept: list[int]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         alone.isolate(order, kept, directory=directory, is_confined=is_confined)
 
-    child = keeper.start(isolate, path=path)
-    ended = 0
-    while True:
-        if is_over:  # what was told to end before the program began, too
-            end_all()
-        try:
-            pid, status = os.wait()
-        except ChildProcessError:
-            break
-        if pid == child:
-            ended, is_over = status, True
+    ended = parent.bury(keeper.start(isolate, path=path))
     leftovers.remove_tree(directory.path)
     keeper.tell(ended)
 

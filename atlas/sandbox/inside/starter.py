@@ -59,10 +59,12 @@ class Recipe:
                 return
             self.has_proc = False  # a container that covers paths in /proc lets nobody mount another one
             self._try()
-        elif self.tier == "landlock" and (version := landlock.version()) < alone.MIN_LANDLOCK:
+            return
+        if self.tier == "landlock" and (version := landlock.version()) < alone.MIN_LANDLOCK:
             raise OSError(f"Landlock is of version {version} here, {alone.MIN_LANDLOCK} is needed (Linux 6.12)")
-        else:
-            self._directory = tempfile.mkdtemp(prefix="atlas-boxes-")
+        if not os.access(self.python, os.X_OK):
+            raise OSError(f"uid {os.getuid()} cannot run {self.python}; set sandbox.python to an interpreter that it can run")
+        self._directory = leftovers.make_directory(tempfile.gettempdir())
 
     def directory(self, job: int) -> str:
         return os.path.join(self._directory, str(job)) if self._directory else ""
