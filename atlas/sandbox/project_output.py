@@ -54,13 +54,14 @@ def make_branch(directory: Path, name: str, verdict: ProjectVerdict, *, message:
     """
     _ensure_verified(verdict)
     git = Git(directory)
-    git("check-ref-format", f"refs/heads/{name}", problem=f"{name!r} is not a name for a branch")
+    git("check-ref-format", "--branch", name, problem=f"{name!r} is not a name for a branch")
+    git("check-ref-format", f"refs/heads/{name}", problem=f"{name!r} is not a name for a branch")  # @{-1} is short for one
     if git.succeeds("show-ref", "--verify", "--quiet", f"refs/heads/{name}"):
         raise OperatorError(f"there is a branch {name!r} already; name another one")
     head = git("rev-parse", "--verify", "HEAD^{commit}", problem=f"{directory} is in no git repository with a commit")
     prefix = git("rev-parse", "--show-prefix")
     tree = _tree(git, directory, prefix, verdict)
-    commit = git("commit-tree", tree, "-p", head, "-F", "-", text=message)
+    commit = git("commit-tree", tree, "-p", head, "-F", "-", text=message.rstrip() + "\n")
     git("update-ref", f"refs/heads/{name}", commit, "0" * len(commit), problem=f"there is a branch {name!r} already")
     return commit
 
