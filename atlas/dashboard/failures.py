@@ -27,7 +27,7 @@ def error_page(request: Request[Any, Any, Any], error: Exception) -> Response[st
     """Litestar's exception handler for every page."""
     known = known_error(error)
     view = bare_view(request)
-    request.scope["state"]["exchange"].refuse(known)
+    request.scope["state"]["exchange"].refuse(known.code)
     title = TITLES.get(known.status, "Not now" if known.status in (429, 503) else "Something broke")
     response = page(view, "error.html", status=known.status, title=title, error=known)
     if known.retry_after_s is not None:

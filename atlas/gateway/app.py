@@ -16,6 +16,7 @@ from atlas.gateway import (
     completions,
     embeddings,
     health,
+    mcp,
     messages,
     metrics,
     models,
@@ -59,6 +60,7 @@ ROUTES = [
     tokens.detokenize,
     tokens.chat_input_tokens,
     sandbox.execute,
+    mcp.mcp,
     refusals.refuse_upstream,
     refusals.refuse_internal,
 ]

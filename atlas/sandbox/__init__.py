@@ -7,5 +7,6 @@ wrong with us is an exception (`SandboxUnavailable`, `SandboxRefused`, `SandboxO
 from atlas.sandbox.client import Sandbox
 from atlas.sandbox.project_output import make_branch, write_changes
 from atlas.sandbox.requests import CaseRequest, Evidence, RunRequest
+from atlas.sandbox.tool import verify_tool
 
-__all__ = ["CaseRequest", "Evidence", "RunRequest", "Sandbox", "make_branch", "write_changes"]
+__all__ = ["CaseRequest", "Evidence", "RunRequest", "Sandbox", "make_branch", "verify_tool", "write_changes"]

@@ -1,0 +1,58 @@
+"""POST /mcp: the Model Context Protocol over HTTP, without sessions and streams: each request is answered in its own reply.
+
+A tool's run is a request like any other: it counts against the limits of its key and user, and ends if the client goes away.
+"""
+
+from __future__ import annotations
+
+from litestar import Response, post
+from litestar.openapi import ResponseSpec
+from litestar.params import JSONBody
+
+from atlas.errors import BadRequest, Forbidden
+from atlas.gateway.auth import is_same_origin
+from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
+from atlas.gateway.openapi import replies
+from atlas.gateway.sandbox import STATUSES, run
+from atlas.mcp import VERSIONS, McpMessage, McpReply, McpServer
+from atlas.sandbox import verify_tool
+from atlas.types import Execution, Program, RunLimits
+
+NO_REPLY = ResponseSpec(None, generate_examples=False, description="A notification; it gets no reply")
+
+
+@post(
+    "/mcp",
+    status_code=200,
+    opt={"access": "tasks"},
+    tags=["sandbox"],
+    summary="Call the tool `verify` over the Model Context Protocol",
+    responses=replies(McpReply, STATUSES) | {202: NO_REPLY},
+)
+async def mcp(request: HTTPRequest, data: JSONBody[McpMessage]) -> Response[McpReply | bytes]:
+    exchange = exchange_of(request)
+    _check_origin(request, exchange)
+    _check_version(exchange)
+
+    async def run_metered(program: Program, limits: RunLimits) -> Execution:
+        return await run(request, program, limits)
+
+    server = McpServer([verify_tool(run_metered, exchange.deps.settings.sandbox)])
+    reply = await server.respond(data)
+    return Response(b"", status_code=202) if reply is None else Response(reply, status_code=200)
+
+
+def _check_origin(request: HTTPRequest, exchange: Exchange) -> None:
+    """The protocol has servers refuse other sites' pages whatever else they bring along."""
+    headers = dict(request.headers)
+    allowed = exchange.deps.server.cors_origins
+    origin = headers.get("origin")
+    if origin is not None and not {origin, "*"} & set(allowed) and not is_same_origin(headers):
+        raise Forbidden(f"origin {origin[:100]!r} is not one of this server's pages; add it to server.cors_origins")
+
+
+def _check_version(exchange: Exchange) -> None:
+    version = exchange.header(b"mcp-protocol-version")
+    if version and version not in VERSIONS:
+        known = ", ".join(VERSIONS)
+        raise BadRequest(f"mcp-protocol-version: {version[:40]!r} is not one of {known}", param="mcp-protocol-version")
