@@ -552,6 +552,37 @@ class SandboxStatus(Value, frozen=True, kw_only=True):
     languages: tuple[str, ...] = ()
 
 
+EditFault = Literal[
+    "malformed", "not_found", "ambiguous", "missing", "exists", "outside", "protected", "unchanged", "too_large", "unsupported"
+]
+
+
+class Edit(Value, frozen=True, kw_only=True):
+    """What a candidate changes in a project: new text of each file by relative path; None where the file is deleted."""
+
+    changes: dict[str, str | None]
+
+
+class EditRejection(Value, frozen=True, kw_only=True):
+    """Why a candidate's edit was not applied; nothing of it was.
+
+    Attributes:
+        fault: malformed, not_found (text to be replaced), ambiguous (found more than once), missing or exists (the file), outside
+            (a path that leads out of the project), protected (the verdict rests on it), unchanged, too_large, unsupported.
+        block: which block or hunk of its form, from 1; 0 if it is the whole.
+        message: names file, block and what did not match, with the lines that come nearest: for whoever is to mend it.
+    """
+
+    fault: EditFault
+    message: str
+    path: str = ""
+    block: int = 0
+
+    @property
+    def is_tampering(self) -> bool:
+        return self.fault in ("outside", "protected")
+
+
 Until = Literal["first_pass", "exhaustive"]
 Action = Literal["fresh", "repair", "plan"]
 TestSource = Literal["given", "generated", "none"]

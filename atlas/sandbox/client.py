@@ -53,6 +53,16 @@ class Sandbox:
         self._keeping: asyncio.Task[None] | None = None
         self._line = Line()
 
+    @property
+    def pid(self) -> int | None:
+        """Of the pool process, if it is ours and alive."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a pool to ask."""
+        return self._line.is_open
+
     @classmethod
     async def connect(cls, socket_path: Path) -> Sandbox:
         """The pool that listens there, which somebody else owns.
@@ -62,9 +72,11 @@ class Sandbox:
         """
         sandbox = cls(SandboxSettings())
         try:
-            await asyncio.get_running_loop().create_unix_connection(sandbox._line.open, str(socket_path))
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_unix_connection(sandbox._line.connection, str(socket_path))
         except OSError as error:
             raise SandboxUnavailable(f"no sandbox listens on {socket_path}: {error.strerror}") from None
+        sandbox._line.open(connection)
         return sandbox
 
     async def start(self) -> None:
@@ -121,7 +133,8 @@ class Sandbox:
                 stdout=asyncio.subprocess.DEVNULL,
                 pass_fds=inherited,
             )
-        await asyncio.get_running_loop().create_connection(self._line.open, sock=ours)
+        _, connection = await asyncio.get_running_loop().create_connection(self._line.connection, sock=ours)
+        self._line.open(connection)
 
     async def _keep(self) -> None:
         """Start the pool again whenever it has died; the faster it dies, the slower."""
@@ -146,9 +159,16 @@ class Line:
         self._asked: dict[int, asyncio.Future[Done]] = {}
         self._connection: Connection | None = None
 
-    def open(self) -> Connection:
-        self._connection = Connection(Answer, self._hear, self.close)
-        return self._connection
+    def connection(self) -> Connection:
+        return Connection(Answer, self._hear, self.close)
+
+    def open(self, connection: Connection) -> None:
+        """Ask on this one from now on; it is connected."""
+        self._connection = connection
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
 
     def next_id(self) -> int:
         return next(self._ids)

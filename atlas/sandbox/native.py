@@ -49,7 +49,6 @@ class NativeBoxes:
         self._locks: dict[str, asyncio.Lock] = {}
         self._jobs = itertools.count(1)
         self._watch = MemoryWatch()
-        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self.num_restarts = 0
 
     @property
@@ -76,25 +75,29 @@ class NativeBoxes:
         self._watch.close()
         for zygote in [zygote for zygotes in self._zygotes.values() for zygote in zygotes]:
             await zygote.stop()
-        os.close(self._null)
 
     async def run(self, spec: BoxSpec) -> BoxResult:
-        return await self._finish(self._submit(await self._choose(spec.profile), spec))
+        return await self._finish(await self._submit(spec))
 
     async def run_pair(self, tests: BoxSpec, candidate: BoxSpec) -> tuple[BoxResult, BoxResult]:
-        for_tests, for_candidate = await self._choose(tests.profile), await self._choose(candidate.profile)
         questions, answers = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)  # each: read end, write end
-        async with asyncio.TaskGroup() as group:
+        try:
+            serving = await self._submit(candidate, (questions[0], answers[1]))
+            served = asyncio.create_task(self._finish(serving))
             try:
-                serving = self._submit(for_candidate, candidate, (questions[0], answers[1]))
-                served = group.create_task(self._finish(serving))
-                asking = self._submit(for_tests, tests, (answers[0], questions[1]))
-            finally:
-                for descriptor in (*questions, *answers):
-                    os.close(descriptor)
+                asking = await self._submit(tests, (answers[0], questions[1]))
+            except BaseException:
+                serving.box.end("killed")
+                raise
+        finally:  # an end that stayed open here would hide from one box that the other is gone
+            for descriptor in (*questions, *answers):
+                os.close(descriptor)
+        try:
             result = await self._finish(asking)
+        finally:
             serving.box.end("killed")
-        return result, served.result()
+            candidate_result = await served
+        return result, candidate_result
 
     async def _finish(self, running: Running) -> BoxResult:
         """Wait for its end; if nobody wants it any more, end it."""
@@ -103,18 +106,25 @@ class NativeBoxes:
         except asyncio.CancelledError:
             running.box.end("killed")
             with contextlib.suppress(SandboxUnavailable):
-                await running.ending
+                await asyncio.shield(running.ending)
             raise
         finally:
             self._watch.forget(running.job)
             running.box.close()
 
-    def _submit(self, zygote: Zygote, spec: BoxSpec, peer: Sequence[int] = ()) -> Running:
+    async def _submit(self, spec: BoxSpec, peer: Sequence[int] = ()) -> Running:
+        """Hand a box to a zygote; one that turns out to be dead says nothing about the others."""
+        for _ in range(self._per_profile):
+            zygote = await self._choose(spec.profile)
+            with contextlib.suppress(SandboxUnavailable):
+                return self._hand_over(zygote, spec, peer)
+        return self._hand_over(await self._choose(spec.profile), spec, peer)
+
+    def _hand_over(self, zygote: Zygote, spec: BoxSpec, peer: Sequence[int]) -> Running:
         """Hand a box to its zygote; all descriptors of the other side are closed here."""
         job = next(self._jobs)
-        readable, writable = zip(*(os.pipe2(os.O_CLOEXEC) for _ in range(3)), strict=True)
-        payload = _file(_order(spec))
-        stdin = _file(spec.stdin) if spec.stdin else os.dup(self._null)
+        pipes, (payload, stdin) = make_descriptors(_order(spec), spec.stdin)
+        readable, writable = zip(*pipes, strict=True)
         box = Box(spec, lambda: zygote.kill(job), *readable)
         try:
             ending = zygote.submit(job, (payload, stdin, *writable, *peer), box.start_clock, has_keeper=spec.has_keeper)
@@ -161,9 +171,31 @@ def _order(spec: BoxSpec) -> bytes:
     )
 
 
-def _file(content: bytes) -> int:
-    """A nameless file in memory, at its start."""
-    descriptor = os.memfd_create("box", os.MFD_CLOEXEC)
-    os.write(descriptor, content)
+def make_descriptors(order: bytes, stdin: bytes) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Pipes for stdout, stderr and report, and the files a box reads: its order and its stdin.
+
+    Raises:
+        SandboxUnavailable: this process has too many descriptors open, or there is no memory.
+    """
+    opened: list[int] = []
+    try:
+        pipes = []
+        for _ in range(3):
+            pipes.append(os.pipe2(os.O_CLOEXEC))
+            opened.extend(pipes[-1])
+        files = [_file(content, opened) for content in (order, stdin)]
+    except OSError as error:
+        for descriptor in opened:
+            os.close(descriptor)
+        raise SandboxUnavailable(f"the sandbox's pool cannot make a box: {error.strerror}", retry_after_s=1) from None
+    return pipes, (files[0], files[1])
+
+
+def _file(content: bytes, opened: list[int]) -> int:
+    """A nameless file in memory, at its start; its descriptor is noted in `opened`."""
+    opened.append(descriptor := os.memfd_create("box", os.MFD_CLOEXEC))
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor

@@ -11,16 +11,21 @@ from typing import Any
 
 from atlas.errors import SandboxUnavailable
 from atlas.sandbox.boxes import BoxResult, BoxSpec, Ending
-from atlas.sandbox.inside.frames import FRAME_LIMIT_BYTES, HEADER
+from atlas.sandbox.inside.frames import FRAME_LIMIT_BYTES, HEADER_BYTES
 from atlas.sandbox.zygotes import Ended
 
 READ_BYTES = 1 << 16
 STDERR_BYTES = 256 * 1024
+FOLLOW_AFTER_S = 0.005  # a program that fills a pipe before waits that long, once
 REPORT_BYTES = FRAME_LIMIT_BYTES
 
 
 class Output:
-    """Reads one pipe as it fills; calls `on_full` once when more came than may be kept."""
+    """Reads one pipe; calls `on_full` once when more came than may be kept.
+
+    Most boxes end before they fill a pipe, so nothing is read before `follow` is called or the box has ended: that spares the
+    pool most of its wake-ups.
+    """
 
     def __init__(self, descriptor: int, limit_bytes: int, on_full: Callable[[], None]) -> None:
         self._descriptor = descriptor
@@ -29,7 +34,10 @@ class Output:
         self._head = bytearray()
         self._loop = asyncio.get_running_loop()
         os.set_blocking(descriptor, False)
-        self._loop.add_reader(descriptor, self.read)
+
+    def follow(self) -> None:
+        """Read as it fills."""
+        self._loop.add_reader(self._descriptor, self.read)
 
     def read(self) -> bool:
         """Take what is there; False if nothing is, or never will be."""
@@ -94,15 +102,24 @@ class Box:
         self._kill = kill
         self._reason: Ending | None = None
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers: list[asyncio.TimerHandle] = []
         self._written: tuple[bytes, bytes, bytes] | None = None
-        self._stdout = Output(stdout, spec.limits.output_bytes, lambda: self.end("output"))
-        self._stderr = HeadAndTail(stderr, STDERR_BYTES)
-        self._report = Output(report, REPORT_BYTES, lambda: self.end("output"))
+        self._outputs = (
+            Output(stdout, spec.limits.output_bytes, lambda: self.end("output")),
+            HeadAndTail(stderr, STDERR_BYTES),
+            Output(report, REPORT_BYTES, lambda: self.end("output")),
+        )
 
     def start_clock(self) -> None:
         self.started_s = self._loop.time()
-        self._timer = self._loop.call_later(self.spec.limits.wall_s, self.end, "wall")
+        self._timers = [
+            self._loop.call_later(self.spec.limits.wall_s, self.end, "wall"),
+            self._loop.call_later(FOLLOW_AFTER_S, self._follow),
+        ]
+
+    def _follow(self) -> None:
+        for output in self._outputs:
+            output.follow()
 
     def end(self, reason: Ending) -> None:
         """End it for this reason; the first reason stands."""
@@ -113,9 +130,10 @@ class Box:
     def close(self) -> tuple[bytes, bytes, bytes]:
         """Stop the clock and take stdout, stderr and report; nothing of the box is left by now."""
         if self._written is None:
-            if self._timer:
-                self._timer.cancel()
-            self._written = self._stdout.close(), self._stderr.close(), self._report.close()
+            for timer in self._timers:
+                timer.cancel()
+            stdout, stderr, report = (output.close() for output in self._outputs)
+            self._written = stdout, stderr, report
         return self._written
 
     def result(self, ended: Ended) -> BoxResult:
@@ -158,14 +176,15 @@ def parse_frames(report: bytes) -> tuple[list[Any], bool]:
     """Whole frames from the start, and whether something else follows them. The writer is not trusted."""
     frames: list[Any] = []
     position = 0
-    while position + HEADER.size <= len(report):
-        (length,) = HEADER.unpack_from(report, position)
-        body = report[position + HEADER.size : position + HEADER.size + length]
+    while position + HEADER_BYTES <= len(report):
+        start = position + HEADER_BYTES
+        length = int.from_bytes(report[position:start], "big")
+        body = report[start : start + length]
         if len(body) < length:
             break
         try:
             frames.append(json.loads(body))
         except (ValueError, RecursionError):
             return frames, True
-        position += HEADER.size + length
+        position = start + length
     return frames, position != len(report)

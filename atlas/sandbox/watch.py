@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from atlas.sandbox.supervision import Box
@@ -24,7 +24,8 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class MemoryWatch:
     """Looks at boxes that are older than one interval; the short ones, which are most, are never looked at."""
 
-    def __init__(self) -> None:
+    def __init__(self, find: Callable[[Zygote, int], int] | None = None) -> None:
+        self._find = find or find_keeper
         self._boxes: dict[int, tuple[Zygote, Box]] = {}
         self._keepers: dict[int, int] = {}  # job -> pid of the box's first process, as this process sees it
         self._timer: asyncio.TimerHandle | None = None
@@ -54,7 +55,7 @@ class MemoryWatch:
 
     def _check(self, job: int, zygote: Zygote, box: Box) -> None:
         if job not in self._keepers:
-            self._keepers[job] = find_keeper(zygote, zygote.pids.get(job, 0))
+            self._keepers[job] = self._find(zygote, zygote.pids.get(job, 0))
         first = self._keepers[job]
         pids = [*(() if box.spec.has_keeper else (first,)), *descendants(first)]
         box.seen_cpu_s = max(box.seen_cpu_s, sum(map(cpu_s, pids)))  # what is killed takes its account along

@@ -14,10 +14,11 @@ import msgspec
 import structlog
 
 from atlas.errors import SandboxUnavailable
+from atlas.types import Tier
 
 log = structlog.get_logger("atlas.sandbox")
 
-PROGRAM = Path(__file__).parent / "inside" / "zygote.py"
+INSIDE = Path(__file__).parent / "inside"
 START_TIMEOUT_S = 30.0  # importing pylint on a busy machine takes some seconds
 STOP_TIMEOUT_S = 2.0
 MESSAGE_BYTES = 1 << 16
@@ -40,12 +41,20 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
         python: its interpreter; what that can import, boxes can.
         uid: taken where the pool runs as root.
         read_only: paths that boxes see beside the system's and the interpreter's.
+        tier: native: boxes are clones of the process; else each is a program that it starts.
+        bwrap: path of bubblewrap, in that tier.
     """
 
     profile: str
     python: str
     uid: int
     read_only: tuple[str, ...] = ()
+    tier: Tier = "native"
+    bwrap: str = ""
+
+    @property
+    def program(self) -> Path:
+        return INSIDE / ("zygote.py" if self.tier == "native" else "starter.py")
 
 
 class Zygote:
@@ -85,7 +94,7 @@ class Zygote:
         ours.setblocking(False)
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *(self.configuration.python, "-I", str(PROGRAM), str(theirs.fileno())),
+                *(self.configuration.python, "-I", str(self.configuration.program), str(theirs.fileno())),
                 msgspec.json.encode(self.configuration).decode(),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -122,7 +131,8 @@ class Zygote:
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
             )
         except OSError as error:
-            raise SandboxUnavailable(f"the sandbox's process does not take work: {error.strerror}", retry_after_s=1) from None
+            self._lose(f"the sandbox's process does not take work: {error.strerror}")
+            raise SandboxUnavailable("the sandbox's process died; it is being started again", retry_after_s=1) from None
         ending = asyncio.get_running_loop().create_future()
         self._endings[job] = ending
         self._on_started[job] = on_started

@@ -13,9 +13,10 @@ import math
 import os
 import resource
 import signal
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from atlas.sandbox.inside import kernel, landlock, program, runners, seccomp, view
+from atlas.sandbox.inside import frames, fresh, kernel, landlock, program, runners, seccomp, view
 
 NICENESS = 10
 STACK_BYTES = 64 << 20
@@ -36,6 +37,9 @@ class Setup:
         self.landlock_version = landlock_version
         self.python = python
         self.path = path
+
+
+Isolate = Callable[[Setup, dict[str, Any], list[int]], None]
 
 
 def keep(setup: Setup, job: int, descriptors: list[int], status: int) -> NoReturn:
@@ -89,12 +93,15 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
     seccomp.install()
 
 
-def limit(limits: dict[str, Any]) -> None:
-    """Limits of each process. Memory of all together is watched from outside."""
+def limit(limits: dict[str, Any], *, other_processes: int = 0) -> None:
+    """Limits of each process. Memory of all together is watched from outside.
+
+    `other_processes` are those of the same user that the kernel will count too, where there is no user namespace.
+    """
     space = max(limits["memory_bytes"] * ADDRESS_SPACE_FACTOR, MIN_ADDRESS_SPACE)
     for name, value in (
         (resource.RLIMIT_AS, space),
-        (resource.RLIMIT_NPROC, limits["processes"] + 1),  # the keeper counts
+        (resource.RLIMIT_NPROC, limits["processes"] + 1 + other_processes),  # the keeper counts
         (resource.RLIMIT_FSIZE, limits["file_size_bytes"]),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_STACK, STACK_BYTES),
@@ -111,23 +118,37 @@ def limit(limits: dict[str, Any]) -> None:
         resource.setrlimit(name, (value, value + grace))
 
 
-def begin(setup: Setup, job: int, descriptors: list[int], status: int) -> NoReturn:
-    """The main process of the program: as a fresh process would find itself. Never returns."""
+def begin(
+    setup: Setup,
+    job: int,
+    descriptors: list[int],
+    status: int,
+    *,
+    isolated_by: Isolate = isolate,
+    is_fresh: bool = False,
+) -> NoReturn:
+    """The main process of the program: as a fresh process would find itself. Never returns.
+
+    What builds the layers around it is `isolated_by`; `is_fresh` tells that this is a fresh interpreter already.
+    """
     payload, stdin, stdout, stderr, report, *peer = descriptors
     try:
         kernel.after_fork()
         order = program.read_order(payload)
-        isolate(setup, order, [*descriptors, status])
+        isolated_by(setup, order, [*descriptors, status])
         for number, descriptor in enumerate((stdin, stdout, stderr)):
             os.dup2(descriptor, number)
-        if order["fresh"]:
+        if order["fresh"] and not is_fresh:
+            kernel.close_all_but([0, 1, 2, payload, report, *peer, status])
             _start_fresh(setup, payload, report, peer)
-        run = runners.runners_of(order["profile"])[order["runner"]]
+        run = runners.find(order["runner"])
     except BaseException as error:  # still before the first line of untrusted code
         text = json.dumps({"job": job, "failure": f"{type(error).__name__}: {error}"[:300]})
         os.write(status, text.encode() + b"\n")  # shorter than PIPE_BUF: whole or not at all
         os._exit(FAILED_SETUP)
     kernel.close_all_but([0, 1, 2, report, *peer])
+    if order["fresh"]:
+        frames.write_body(report, fresh.BEGUN)
     program.perform(run, order["payload"], report, peer)
 
 
@@ -136,6 +157,6 @@ def _start_fresh(setup: Setup, payload: int, report: int, peer: list[int]) -> No
     descriptors = [payload, report, *peer]
     for descriptor in descriptors:
         os.set_inheritable(descriptor, True)
-    arguments = json.dumps({"descriptors": descriptors, "path": setup.path})
     script = os.path.join(view.PROGRAM, "fresh.py")
-    os.execve(setup.python, [setup.python, "-I", "-S", "-B", script, arguments], view.ENVIRONMENT)
+    arguments = [",".join(map(str, descriptors)), ":".join(setup.path)]
+    os.execve(setup.python, [setup.python, "-I", "-S", "-B", script, *arguments], view.ENVIRONMENT)

@@ -1,14 +1,20 @@
-"""Frames on a file descriptor: four bytes of length, then one JSON value. No pickle, ever."""
+"""Frames on a file descriptor: four bytes of length, then one JSON value. No pickle, ever.
+
+Imported by every fresh interpreter, where `json`, `os` or `typing` would cost more than everything else together: they are
+imported when a frame is written.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import struct
-from typing import Any
+import posix
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FRAME_LIMIT_BYTES = 16 * 1024 * 1024
-HEADER = struct.Struct("!I")
+HEADER_BYTES = 4  # big-endian
+READ_BYTES = 1 << 20
 
 
 def write_frame(descriptor: int, value: Any) -> None:
@@ -18,12 +24,18 @@ def write_frame(descriptor: int, value: Any) -> None:
         OSError: the other side is gone.
         ValueError: the value is larger than FRAME_LIMIT_BYTES.
     """
-    body = json.dumps(value, separators=(",", ":")).encode()
+    import json
+
+    write_body(descriptor, json.dumps(value, separators=(",", ":")).encode())
+
+
+def write_body(descriptor: int, body: bytes) -> None:
+    """Write one frame whose JSON is made already."""
     if len(body) > FRAME_LIMIT_BYTES:
         raise ValueError(f"a value of {len(body)} bytes is more than the {FRAME_LIMIT_BYTES} a frame holds")
-    view = memoryview(HEADER.pack(len(body)) + body)
+    view = memoryview(len(body).to_bytes(HEADER_BYTES, "big") + body)
     while view:
-        view = view[os.write(descriptor, view) :]
+        view = view[posix.write(descriptor, view) :]
 
 
 def read_frame(descriptor: int) -> Any:
@@ -32,19 +44,21 @@ def read_frame(descriptor: int) -> Any:
     Raises:
         EOFError: the other side is gone, or the frame is not one.
     """
-    (length,) = HEADER.unpack(_exactly(descriptor, HEADER.size))
+    import json
+
+    length = int.from_bytes(_exactly(descriptor, HEADER_BYTES), "big")
     if length > FRAME_LIMIT_BYTES:
         raise EOFError(f"a frame of {length} bytes")
     try:
         return json.loads(_exactly(descriptor, length))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EOFError(f"not a frame: {error}") from None
 
 
 def _exactly(descriptor: int, size: int) -> bytes:
     parts = []
     while size:
-        part = os.read(descriptor, min(size, 1 << 20))
+        part = posix.read(descriptor, min(size, READ_BYTES))
         if not part:
             raise EOFError("closed")
         parts.append(part)

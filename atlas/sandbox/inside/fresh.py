@@ -1,33 +1,39 @@
-"""The first program of a fresh interpreter in a box: find our package, read the order, perform it."""
+"""The first program of a fresh interpreter in a box: find our package, read the order, perform it.
 
-import json
-import os
+    python -I -S fresh.py DESCRIPTORS PATH      payload, report[, receiving, sending], by commas; sys.path, by colons
+
+It imports next to nothing; see frames.py.
+"""
+
+import posix
 import sys
-import types
 
-BEGUN = {"begun": True}
+BEGUN = b'{"begun":true}'
 
 
 def stand_in(*packages: tuple[str, str]) -> None:
     """Make packages importable whose own `__init__` must not run here: name and directory of each."""
     for name, directory in packages:
-        module = types.ModuleType(name)
+        module = type(sys)(name)
         module.__path__ = [directory]
         sys.modules[name] = module
 
 
+def parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
 def main() -> None:
-    arguments = json.loads(sys.argv[1])
-    payload, report, *peer = arguments["descriptors"]
-    sys.path[:] = arguments["path"]
-    room = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    stand_in(("atlas", os.path.dirname(room)), ("atlas.sandbox", room))
+    payload, report, *peer = map(int, sys.argv[1].split(","))
+    sys.path[:] = sys.argv[2].split(":")
+    room = parent(parent(__file__))
+    stand_in(("atlas", parent(room)), ("atlas.sandbox", room))
     from atlas.sandbox.inside import frames, program, runners
 
     order = program.read_order(payload)
-    os.close(payload)
-    run = runners.runners_of(order["profile"])[order["runner"]]
-    frames.write_frame(report, BEGUN)  # from here on whatever happens is the program's doing
+    posix.close(payload)
+    run = runners.find(order["runner"])
+    frames.write_body(report, BEGUN)  # from here on whatever happens is the program's doing
     program.perform(run, order["payload"], report, peer)
 
 

@@ -1,42 +1,61 @@
-"""The main process of a box, once it stands: its streams, its signals, its runner, its end."""
+"""The main process of a box, once it stands: its order, its runner, its end.
+
+Imported by every fresh interpreter; see frames.py for why it imports next to nothing.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
+import _json
+import _thread
+import posix
 import sys
-import threading
-from typing import Any, NoReturn
 
-from atlas.sandbox.inside import runners
 from atlas.sandbox.inside.frames import Channel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, ClassVar, NoReturn
+
+    from atlas.sandbox.inside.runners import Runner
 
 THREAD_STACK_BYTES = 8 << 20  # else each thread would take the main one's bound of the address space
 
 
+class _Scanning:
+    """What json.JSONDecoder hands to its scanner; the decoder itself takes ten milliseconds to import."""
+
+    strict = False
+    object_hook = None
+    object_pairs_hook = None
+    parse_float = float
+    parse_int = int
+    parse_constant = float
+    memo: ClassVar[dict[str, str]] = {}
+
+
+_scan = _json.make_scanner(_Scanning)  # type: ignore[arg-type]  # any object with these attributes will do
+
+
 def read_order(payload: int) -> dict[str, Any]:
-    """What this box is to do, from the start of the file."""
-    order: dict[str, Any] = json.loads(os.pread(payload, os.fstat(payload).st_size, 0))
+    """What this box is to do. The file is the pool's: JSON without white space around it."""
+    size = posix.fstat(payload).st_size
+    order: dict[str, Any]
+    order, _ = _scan(posix.pread(payload, size, 0).decode(), 0)
     return order
 
 
-def perform(run: runners.Runner, payload: dict[str, Any], report: int, peer: list[int]) -> NoReturn:
+def perform(run: Runner, payload: dict[str, Any], report: int, peer: list[int]) -> NoReturn:
     """Call the runner and end as an interpreter ends. Never returns."""
-    threading.stack_size(THREAD_STACK_BYTES)
+    _thread.stack_size(THREAD_STACK_BYTES)
     sys.argv = ["main.py"]
     status = run(payload, Channel(-1, report), Channel(*peer) if peer else None)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BaseException):
-            stream.flush()
-    os._exit(status & 0xFF)
+    _flush()
+    posix._exit(status & 0xFF)  # noqa: SLF001 - os._exit is this
 
 
-def restore_signals() -> None:
-    """As an interpreter starts, whatever the one who started this process had ignored: a full disk is an error, not the end."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:  # contextlib costs five milliseconds; these may be the program's own objects by now
+        pass

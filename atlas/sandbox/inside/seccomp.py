@@ -13,8 +13,9 @@ import struct
 
 from atlas.sandbox.inside.kernel import MACHINE, check, libc
 
-# name: (x86-64, aarch64); None: does not exist there
-_REFUSED: dict[str, tuple[int | None, int | None]] = {
+Table = dict[str, tuple[int | None, int | None]]  # name: (x86-64, aarch64); None: does not exist there
+
+_REFUSED: Table = {
     "acct": (163, 89),
     "add_key": (248, 217),
     "adjtimex": (159, 171),
@@ -91,65 +92,82 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "vhangup": (153, 58),
 }
 _NEWEST = 462  # mseal, Linux 6.10; what came later is unknown to this table
-_COLUMN = 0 if MACHINE == "x86_64" else 1
-_AUDIT_ARCH = (0xC000003E, 0xC00000B7)[_COLUMN]
-_CLONE, _IOCTL, _SOCKET = ((56, 16, 41), (220, 29, 198))[_COLUMN]
+COLUMNS = {"x86_64": 0, "aarch64": 1}
+_AUDIT_ARCH = (0xC000003E, 0xC00000B7)
+_CLONE, _IOCTL, _SOCKET = (56, 220), (16, 29), (41, 198)
+_FCNTL, _SOCKETPAIR = (72, 25), (53, 199)
 _CLONE3 = 435
 _X32_BIT = 0x40000000
 _CLONE_NEW_ANY = 0x7E020080  # the namespace flags, time included
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_F_SETLEASE, _F_NOTIFY = 1024, 1026  # they would hold up, or watch, whoever owns a file that boxes see
 _FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6: a box has its own network namespace
 
-_LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
-_NUMBER, _ARCH, _FIRST, _SECOND = 0, 4, 16, 24  # offsets in struct seccomp_data; low words of the first two arguments
+LOAD, IF_EQUAL, IF_AT_LEAST, IF_BITS, RETURN, AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
+ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+_NUMBER, _ARCH, FIRST, SECOND = 0, 4, 16, 24  # offsets in struct seccomp_data; low words of the first two arguments
+INSTRUCTION_BYTES = 8
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+ALLOWED: Instruction = (RETURN, 0, 0, ALLOW)
 
-_SECCOMP = 317 if MACHINE == "x86_64" else 277
+_SECCOMP = (317, 277)
 _SET_MODE_FILTER = 1
 
 
-def _refuse_if(code: int, operand: int, error: int) -> list[Instruction]:
-    return [(code, 0, 1, operand), (_RETURN, 0, 0, _ERROR | error)]
+def refuse_if(code: int, operand: int, error: int) -> list[Instruction]:
+    return [(code, 0, 1, operand), (RETURN, 0, 0, ERROR | error)]
 
 
-def _on_call(number: int, rules: list[Instruction]) -> list[Instruction]:
+def on_call(number: int, rules: list[Instruction]) -> list[Instruction]:
     """Rules for one call alone; they must end in a verdict."""
-    return [(_IF_EQUAL, 0, len(rules), number), *rules]
+    return [(IF_EQUAL, 0, len(rules), number), *rules]
 
 
-def instructions() -> list[Instruction]:
+def begin(machine: str) -> list[Instruction]:
+    """The first part of any filter: end whoever calls as another architecture does, and load the number of the call."""
+    is_ours = (IF_EQUAL, 1, 0, _AUDIT_ARCH[COLUMNS[machine]])
+    return [(LOAD, 0, 0, _ARCH), is_ours, (RETURN, 0, 0, KILL), (LOAD, 0, 0, _NUMBER)]
+
+
+def refuse_all(table: Table, machine: str) -> list[Instruction]:
+    numbers = [row[COLUMNS[machine]] for row in table.values()]
+    return [item for number in numbers if number is not None for item in refuse_if(IF_EQUAL, number, errno.EPERM)]
+
+
+def instructions(machine: str = MACHINE) -> list[Instruction]:
     """The filter as BPF."""
-    program: list[Instruction] = [(_LOAD, 0, 0, _ARCH), (_IF_EQUAL, 1, 0, _AUDIT_ARCH), (_RETURN, 0, 0, _KILL)]
-    program += [(_LOAD, 0, 0, _NUMBER)]
-    program += _refuse_if(_IF_AT_LEAST, min(_X32_BIT, _NEWEST + 1), errno.ENOSYS)
-    program += _refuse_if(_IF_EQUAL, _CLONE3, errno.ENOSYS)  # its flags are behind a pointer; libraries fall back to clone
-    for numbers in _REFUSED.values():
-        if (number := numbers[_COLUMN]) is not None:
-            program += _refuse_if(_IF_EQUAL, number, errno.EPERM)
-    allow: Instruction = (_RETURN, 0, 0, _ALLOW)
-    program += _on_call(_CLONE, [(_LOAD, 0, 0, _FIRST), *_refuse_if(_IF_BITS, _CLONE_NEW_ANY, errno.EPERM), allow])
-    terminal = [item for code in (_TIOCSTI, _TIOCLINUX) for item in _refuse_if(_IF_EQUAL, code, errno.EPERM)]
-    program += _on_call(_IOCTL, [(_LOAD, 0, 0, _SECOND), *terminal, allow])
-    families = [item for family in _FAMILIES for item in ((_IF_EQUAL, 0, 1, family), allow)]
-    program += _on_call(_SOCKET, [(_LOAD, 0, 0, _FIRST), *families, (_RETURN, 0, 0, _ERROR | errno.EAFNOSUPPORT)])
-    return [*program, allow]
+    column = COLUMNS[machine]
+    program = begin(machine)
+    program += refuse_if(IF_AT_LEAST, min(_X32_BIT, _NEWEST + 1), errno.ENOSYS)
+    program += refuse_if(IF_EQUAL, _CLONE3, errno.ENOSYS)  # its flags are behind a pointer; libraries fall back to clone
+    program += refuse_all(_REFUSED, machine)
+    program += on_call(_CLONE[column], [(LOAD, 0, 0, FIRST), *refuse_if(IF_BITS, _CLONE_NEW_ANY, errno.EPERM), ALLOWED])
+    terminal = [item for code in (_TIOCSTI, _TIOCLINUX) for item in refuse_if(IF_EQUAL, code, errno.EPERM)]
+    program += on_call(_IOCTL[column], [(LOAD, 0, 0, SECOND), *terminal, ALLOWED])
+    leases = [item for code in (_F_SETLEASE, _F_NOTIFY) for item in refuse_if(IF_EQUAL, code, errno.EPERM)]
+    program += on_call(_FCNTL[column], [(LOAD, 0, 0, SECOND), *leases, ALLOWED])
+    families = [item for family in _FAMILIES for item in ((IF_EQUAL, 0, 1, family), ALLOWED)]
+    sockets = [(LOAD, 0, 0, FIRST), *families, (RETURN, 0, 0, ERROR | errno.EAFNOSUPPORT)]
+    program += on_call(_SOCKET[column], sockets)
+    program += on_call(_SOCKETPAIR[column], sockets)  # which would load the module of a family as well
+    return [*program, ALLOWED]
 
 
 class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def packed() -> bytes:
-    """The filter as `struct sock_filter[]`, which is what bubblewrap's --seccomp reads too."""
-    return b"".join(struct.pack("HBBI", code, yes, no, operand) for code, yes, no, operand in instructions())
+def packed(program: list[Instruction]) -> bytes:
+    """A filter as `struct sock_filter[]`."""
+    return b"".join(struct.pack("HBBI", code, yes, no, operand) for code, yes, no, operand in program)
 
 
-_PACKED = ctypes.create_string_buffer(packed())
-_FILTER = _Program(len(instructions()), ctypes.addressof(_PACKED))
+_OURS = packed(instructions())
 
 
-def install() -> None:
-    """Filter this process and all it will start; needs no_new_privs."""
-    check(libc.syscall(_SECCOMP, _SET_MODE_FILTER, 0, ctypes.byref(_FILTER)), "seccomp")
+def install(program: bytes = _OURS) -> None:
+    """Filter this process and all it will start; needs no_new_privs. Of several filters the strictest answer holds."""
+    buffer = ctypes.create_string_buffer(program)
+    filter_ = _Program(len(program) // INSTRUCTION_BYTES, ctypes.addressof(buffer))
+    check(libc.syscall(_SECCOMP[COLUMNS[MACHINE]], _SET_MODE_FILTER, 0, ctypes.byref(filter_)), "seccomp")

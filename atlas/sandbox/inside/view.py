@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from atlas.sandbox.inside.kernel import (
     MOUNT_ATTR_RDONLY,
@@ -27,6 +28,12 @@ TESTS = "/box/tests"
 PROGRAM = "/run/atlas/sandbox/inside"  # this package, for fresh interpreters
 WRITABLE = (HOME, "/tmp", "/dev/shm")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+DEVICE_LINKS = {
+    "/dev/fd": "/proc/self/fd",
+    "/dev/stdin": "/proc/self/fd/0",
+    "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+}
 ENVIRONMENT = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
     "HOME": HOME,
@@ -34,10 +41,10 @@ ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "OMP_NUM_THREADS": "1",
 }
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives")
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives")
 _MOUNT_AT = "/tmp"
-_INODES = 4096
-_ACCOUNTS = {
+INODES = 4096
+ACCOUNTS = {
     "/etc/passwd": f"root:x:0:0::/:/bin/false\nbox:x:{BOX_ID}:{BOX_ID}::{HOME}:/bin/sh\n",
     "/etc/group": f"root:x:0:\nbox:x:{BOX_ID}:\n",
     "/etc/hosts": "127.0.0.1 localhost\n::1 localhost\n",
@@ -56,7 +63,7 @@ def build(read_only: list[str]) -> bool:
     """
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     # Held open, because the new root covers /tmp while it is made, and a source may lie there.
-    sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _outermost([*_SYSTEM, *read_only])}
+    sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in outermost([*SYSTEM, *read_only])}
     program = os.open(os.path.dirname(os.path.realpath(__file__)), os.O_PATH | os.O_CLOEXEC)
     devices = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in DEVICES}
     libraries = _read("/etc/ld.so.cache")
@@ -68,7 +75,7 @@ def build(read_only: list[str]) -> bool:
     for path, descriptor in devices.items():
         _write(path, b"")
         mount(f"/proc/self/fd/{descriptor}", _MOUNT_AT + path, None, MS_BIND)
-    for path, text in _ACCOUNTS.items():
+    for path, text in ACCOUNTS.items():
         _write(path, text.encode())
     if libraries:
         _write("/etc/ld.so.cache", libraries)
@@ -97,7 +104,7 @@ def set_read_only_root() -> None:
     mount("none", "/", None, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
-def _outermost(paths: list[str]) -> list[str]:
+def outermost(paths: list[str]) -> list[str]:
     """Those that exist and lie in no other one."""
     found = sorted({path for path in paths if os.path.lexists(path)})
     return [path for path in found if not any(path.startswith(other.rstrip("/") + "/") for other in found)]
@@ -112,15 +119,18 @@ def _show(path: str, descriptor: int) -> None:
 
 
 def _show_at(path: str, descriptor: int) -> None:
-    os.makedirs(_MOUNT_AT + path, exist_ok=True)
+    is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+    os.makedirs(_MOUNT_AT + (path if is_directory else os.path.dirname(path)), exist_ok=True)
+    if not is_directory:
+        _write(path, b"")
     bind_read_only(f"/proc/self/fd/{descriptor}", _MOUNT_AT + path)
 
 
 def _make_directories() -> None:
     for path in ("/proc", "/dev", "/etc", "/run", TESTS, *WRITABLE):
         os.makedirs(_MOUNT_AT + path, exist_ok=True)
-    for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
-        os.symlink(f"/proc/self/{target}", f"{_MOUNT_AT}/dev/{name}")
+    for name, target in DEVICE_LINKS.items():
+        os.symlink(target, _MOUNT_AT + name)
 
 
 def _write(path: str, content: bytes) -> None:
@@ -137,14 +147,28 @@ def _read(path: str) -> bytes:
 
 
 def mount_own(disk_bytes: int, *, has_proc: bool, has_tests: bool) -> None:
-    """What one box has for itself. /proc shows its own processes and nothing else of the machine."""
+    """What one box has for itself."""
+    mount_proc(has_proc=has_proc)
+    for path in (*WRITABLE, *((TESTS,) if has_tests else ())):
+        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, _tmpfs_options(disk_bytes))
+
+
+def mount_proc(*, has_proc: bool) -> None:
+    """/proc shows the box's own processes and nothing else of the machine; or nothing at all."""
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_RDONLY
     if has_proc:
         mount("proc", "/proc", "proc", flags, "hidepid=2,subset=pid")
     else:
         mount("tmpfs", "/proc", "tmpfs", flags, "size=4k")
-    for path in (*WRITABLE, *((TESTS,) if has_tests else ())):
-        mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, f"size={disk_bytes},nr_inodes={_INODES},mode=700")
+
+
+def limit_disk(path: str, disk_bytes: int) -> None:
+    """Limit the tmpfs mounted at `path` as a box's own are."""
+    mount("none", path, None, MS_REMOUNT | MS_NOSUID | MS_NODEV, _tmpfs_options(disk_bytes))
+
+
+def _tmpfs_options(disk_bytes: int) -> str:
+    return f"size={disk_bytes},nr_inodes={INODES},mode=700"
 
 
 def close_tests() -> None:
@@ -161,11 +185,22 @@ def put_files(directory: str, files: dict[str, str]) -> None:
 
 
 def interpreter_paths(python: str) -> list[str]:
-    """Where an interpreter and its packages lie: links resolved, and each link on the way."""
+    """Where an interpreter and its packages lie: virtual environments and links on the way, and at its end the installation.
+
+    What lies beside a link, or where an interpreter was installed into, is not shown: that may be somebody's home.
+    """
     places, link = [], os.path.abspath(python)
-    while True:
-        places.append(os.path.dirname(os.path.dirname(link)))
-        if not os.path.islink(link):
-            break
+    while os.path.islink(link):
+        prefix = os.path.dirname(os.path.dirname(link))
+        places.append(prefix if os.path.exists(os.path.join(prefix, "pyvenv.cfg")) else link)
         link = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
-    return [*dict.fromkeys(places)]
+    return [*dict.fromkeys([*places, *_installation(link)])]
+
+
+def _installation(executable: str) -> list[str]:
+    prefix = os.path.dirname(os.path.dirname(executable))
+    if any(
+        os.path.exists(os.path.join(prefix, name)) for name in ("pyvenv.cfg", "conda-meta")
+    ):  # a directory made for nothing else
+        return [prefix]
+    return [executable, *(os.path.join(prefix, name) for name in ("lib", "lib64", "include"))]

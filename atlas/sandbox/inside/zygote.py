@@ -25,7 +25,7 @@ if __name__ == "__main__":  # run as a file: neither `atlas` nor its packages ma
     room = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     fresh.stand_in(("atlas", os.path.dirname(room)), ("atlas.sandbox", room))
 
-from atlas.sandbox.inside import box, kernel, landlock, program, runners, view
+from atlas.sandbox.inside import box, kernel, landlock, runners, view
 
 OWN_NAMESPACES = (
     kernel.CLONE_NEWNS
@@ -50,6 +50,8 @@ OOM_SCORE = "500"  # of two processes the kernel may end, a box goes first
 
 class Zygote:
     """The loop. One thread, no timers: whoever watches time and memory sits at the other end of the socket."""
+
+    end_with = signal.SIGKILL
 
     def __init__(self, control: socket.socket, setup: box.Setup) -> None:
         self._control = control
@@ -85,13 +87,10 @@ class Zygote:
 
     def _start(self, job: int, descriptors: list[int], *, has_keeper: bool) -> None:
         try:
-            pid, pidfd = kernel.clone(BOX_NAMESPACES)
+            pid, pidfd = self._make(job, descriptors, has_keeper=has_keeper)
         except OSError as error:
             self._endings[job] = {"failure": str(error)}
             pid, pidfd = -1, -1
-        if pid == 0:
-            enter = box.keep if has_keeper else box.begin
-            enter(self._setup, job, descriptors, self._status_for_boxes)
         for descriptor in descriptors:
             os.close(descriptor)
         if pid < 0:
@@ -101,22 +100,34 @@ class Zygote:
         self._poll.register(pidfd, select.POLLIN)
         self._send({"started": job, "pid": pid})
 
+    def _make(self, job: int, descriptors: list[int], *, has_keeper: bool) -> tuple[int, int]:
+        """The box's first process, and a descriptor of it. Does not return in that process."""
+        pid, pidfd = kernel.clone(BOX_NAMESPACES)
+        if pid == 0:
+            enter = box.keep if has_keeper else box.begin
+            enter(self._setup, job, descriptors, self._status_for_boxes)
+        return pid, pidfd
+
     def _kill(self, job: int) -> None:
         for number, pid, _ in self._boxes.values():
             if number == job:
-                os.kill(pid, signal.SIGKILL)  # not waited for yet, so the pid is still its own
+                os.kill(pid, self.end_with)  # not waited for yet, so the pid is still its own
 
     def _bury(self, pidfd: int) -> None:
         job, pid, has_keeper = self._boxes.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         _, status, usage = os.wait4(pid, 0)
+        self._clear(job)
         self._hear()
         ending = self._endings.pop(job, {})  # a keeper that told nothing was killed, by us or by the kernel
         if not has_keeper:
             ending.setdefault("status", status)
         cpu_s = usage.ru_utime + usage.ru_stime
         self._send({"ended": job, "cpu_s": cpu_s, "peak_bytes": usage.ru_maxrss * 1024, **ending})
+
+    def _clear(self, job: int) -> None:
+        """End what a box has left behind: nothing, when its first process is the first of a namespace."""
 
     def _hear(self) -> None:
         """What came from boxes: a keeper says how its program ended, a program why it could not begin."""
@@ -135,12 +146,12 @@ class Zygote:
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     configuration = json.loads(sys.argv[2])
-    is_root = os.getuid() == 0
+    is_root = os.getuid() == 0 and is_mapped(configuration["uid"])
     try:
         _enter_namespaces(is_root)
         warm = os.fork()  # pid 1 of the new namespace
     except OSError as error:
-        _break(control, error)
+        tell_broken(control, error)
     if warm:
         control.close()
         os.waitpid(warm, 0)
@@ -149,11 +160,18 @@ def main() -> None:
     try:
         setup = _prepare(configuration, is_root)
     except BaseException as error:  # whatever it is, the pool must hear of it
-        _break(control, error)
+        tell_broken(control, error)
     zygote = Zygote(control, setup)
     control.send(json.dumps({"ready": {"proc": setup.has_proc, "landlock": setup.landlock_version}}).encode())
     zygote.serve()
     os._exit(0)
+
+
+def is_mapped(uid: int) -> bool:
+    """Whether there is such a uid here: root of a user namespace may be alone in it, and is nobody special outside."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
+    return any(first <= uid < first + count for first, _, count in ranges)
 
 
 def _enter_namespaces(is_root: bool) -> None:
@@ -165,14 +183,14 @@ def _enter_namespaces(is_root: bool) -> None:
 
 def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
     """Warm up, then give up what is not needed any more."""
-    program.restore_signals()
+    restore_signals()
     kernel.set_hostname(b"box")
     runners.warm(configuration["profile"])
     path = [entry for entry in sys.path if os.path.isdir(entry)]
     kernel.write_text("/proc/self/oom_score_adj", OOM_SCORE)
     has_proc = view.build([*view.interpreter_paths(sys.executable), *configuration["read_only"]])
     if is_root:
-        _become(configuration["uid"])
+        become(configuration["uid"])
     os.environ.clear()
     os.environ.update(view.ENVIRONMENT)
     os.chdir("/")
@@ -188,7 +206,16 @@ def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
     )
 
 
-def _become(uid: int) -> None:
+def restore_signals() -> None:
+    """As an interpreter starts, whatever the one who started this process had ignored: a full disk is an error, not the end."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def become(uid: int) -> None:
     """Nobody's uid: a limit on processes does not hold for root, whatever its namespace."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
@@ -197,7 +224,7 @@ def _become(uid: int) -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # which changing ids has cleared
 
 
-def _break(control: socket.socket, error: BaseException) -> NoReturn:
+def tell_broken(control: socket.socket, error: BaseException) -> NoReturn:
     number = error.errno if isinstance(error, OSError) else None
     control.send(json.dumps({"broken": f"{type(error).__name__}: {error}"[:1000], "errno": number}).encode())
     os._exit(1)

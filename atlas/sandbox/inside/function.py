@@ -1,0 +1,46 @@
+"""Calls an entry point on each case and reports values; what was expected is not here."""
+
+from __future__ import annotations
+
+import time
+from types import ModuleType
+from typing import Any
+
+from atlas.sandbox.inside import faults, loading, values
+from atlas.sandbox.inside.frames import Channel
+
+
+def run(payload: dict[str, Any], report: Channel, peer: Channel | None) -> int:
+    """One frame for the module, one for each case as it ends, and `end`."""
+    module = loading.load(report.send)
+    if module is None:
+        return 0
+    try:
+        owner, name = loading.find_entry(module, payload["entry"])
+    except loading.Missing as error:
+        report.send({"missing": str(error)})
+        return 0
+    for number, (args, kwargs) in enumerate(payload["cases"]):
+        _send(report, _call(module, (owner, name), args, kwargs) | {"case": number})
+    report.send({"end": len(payload["cases"])})
+    return 0
+
+
+def _call(module: ModuleType, entry: tuple[str, str], args: values.Encoded, kwargs: values.Encoded) -> dict[str, Any]:
+    positional, keywords = values.decode(args), values.decode(kwargs)
+    started_s = time.perf_counter()
+    try:
+        returned = loading.bind(module, *entry)(*positional, **keywords)
+        seconds = time.perf_counter() - started_s
+        return {"value": values.encode(returned), "seconds": seconds}
+    except values.NotPlain as error:
+        return {"strange": str(error)[: faults.TEXT_LIMIT]}
+    except BaseException as error:  # sys.exit in a call as well
+        return {"fault": faults.describe(error, trace=True), "seconds": time.perf_counter() - started_s}
+
+
+def _send(report: Channel, frame: dict[str, Any]) -> None:
+    try:
+        report.send(frame)
+    except (ValueError, MemoryError):
+        report.send({"case": frame["case"], "strange": "a value larger than a frame holds"})
