@@ -676,7 +676,7 @@ class Candidate(Value, frozen=True, kw_only=True):
         code: read from it; empty if there is none.
         state: passed (all tests), failed, unconfirmed (passed once, and not again in a fresh interpreter), duplicate (equal
             syntax tree as `duplicate_of`, which was tested), no_code, repeating (stopped in a loop), untested (its run ended
-            before), cancelled (another one had passed). Only the first four say something about the code.
+            before), cancelled (another one had passed). The last two say nothing about the code.
         execution: what running it showed; None if it was not run.
         failure: what of it the model may be shown; None if there is nothing, or only held-back tests failed.
         ended_s: since the beginning of the run; likewise tested_s.

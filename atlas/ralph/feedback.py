@@ -5,6 +5,7 @@ Only what running the code showed is ever here. A failure of ours is an exceptio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from atlas.types import CaseResult, Execution, Failure, Program
 VALUE_CHARS = 400
 TRACE_CHARS = 1500
 INPUT_CHARS = 600
+_BOX_PATHS = re.compile(r"/box/(?:work|tests)/")
 _LIMITS = {
     "wall": "TimeoutError: the code ran too long and was ended",
     "cpu": "TimeoutError: the code used too much processor time and was ended",
@@ -51,8 +53,8 @@ def failure_of(executions: Sequence[Execution], suite: Suite) -> Failure | None:
 
 
 def trim(text: str, limit_chars: int) -> str:
-    """Head and tail of a long text; the tail, where tracebacks say what happened, is the larger part."""
-    text = text.strip("\n")
+    """Head and tail of a long text; the tail, where tracebacks say what happened, is the larger part. Paths lose the box's."""
+    text = _BOX_PATHS.sub("", text).strip("\n")
     if len(text) <= limit_chars:
         return text
     head = limit_chars // 4

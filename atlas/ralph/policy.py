@@ -70,7 +70,11 @@ def brought_nothing_new(attempt: Attempt) -> bool:
 def crashed(candidate: Candidate) -> bool:
     """Whether it broke, rather than returned something wrong."""
     execution = candidate.execution
-    return execution is not None and (execution.outcome == "error" or any(case.outcome == "error" for case in execution.cases))
+    if execution is None:
+        return False
+    if not execution.cases:  # it did not come as far as a test, or there are none
+        return execution.outcome in ("error", "failed")
+    return any(case.outcome == "error" for case in execution.cases)
 
 
 def num_passed(candidate: Candidate) -> int:
