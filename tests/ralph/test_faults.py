@@ -242,9 +242,7 @@ HOSTILE = {
     "takes all memory": "def f(x):\n    return len(bytearray(10**10))\n",
     "recurses": "def f(x):\n    return f(x)\n",
     "floods": "def f(x):\n    while True:\n        print('x' * 10000)\n",
-    "writes everywhere": (
-        "import os\nfor number in range(3, 60):\n    try:\n        os.write(number, b'{}' * 99)\n    except OSError:\n        pass\n"
-    ),
+    "writes everywhere": "import os\nfor fd in range(3, 60):\n    try: os.write(fd, b'{}')\n    except OSError: pass\n",
     "is equal to everything": "class E:\n    def __eq__(self, other):\n        return True\ndef f(x):\n    return E()\n",
     "does not parse": "def f(x:\n",
     "holds a null byte": "def f(x):\n    return '\0'\n",
