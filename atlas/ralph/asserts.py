@@ -123,20 +123,34 @@ def _called_name(function: ast.expr) -> str:
 
 
 def _read_approx(call: ast.expr, approx: ast.Call) -> Called | None:
-    given = {keyword.arg: keyword.value for keyword in approx.keywords}
-    if len(approx.args) != 1 or not given.keys() <= {"rel", "abs"} or not all(map(is_literal, given.values())):
+    tolerance = _relative(approx.keywords, "rel", APPROX_TOLERANCE)
+    if len(approx.args) != 1 or tolerance is None or not _is_large(approx.args[0]):
         return None
-    tolerance = max((float(ast.literal_eval(value)) for value in given.values()), default=APPROX_TOLERANCE)
     return as_case(call, approx.args[0], tolerance=tolerance)
 
 
 def _read_isclose(test: ast.Call) -> Called | None:
-    given = {keyword.arg: keyword.value for keyword in test.keywords}
-    if len(test.args) != 2 or not given.keys() <= {"rel_tol", "abs_tol"} or not all(map(is_literal, given.values())):
+    tolerance = _relative(test.keywords, "rel_tol", _ISCLOSE_TOLERANCE)
+    if len(test.args) != 2 or tolerance is None:
         return None
-    tolerance = max((float(ast.literal_eval(value)) for value in given.values()), default=_ISCLOSE_TOLERANCE)
-    first, second = test.args
-    return as_case(first, second, tolerance=tolerance) or as_case(second, first, tolerance=tolerance)
+    call, expected = test.args if isinstance(test.args[0], ast.Call) else reversed(test.args)
+    return as_case(call, expected, tolerance=tolerance) if _is_large(expected) else None
+
+
+def _relative(keywords: Sequence[ast.keyword], name: str, default: float) -> float | None:
+    """The relative tolerance; None if anything else is said."""
+    if not keywords:
+        return default
+    if len(keywords) > 1 or keywords[0].arg != name or not is_literal(keywords[0].value):
+        return None
+    value = ast.literal_eval(keywords[0].value)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _is_large(node: ast.expr) -> bool:
+    """Whether a relative tolerance is the larger one: a case's is absolute as well, which would let near 0 pass what is wrong."""
+    value = ast.literal_eval(node) if is_literal(node) else None
+    return isinstance(value, (int, float)) and abs(value) >= 1
 
 
 def _read_truth(test: ast.expr) -> Called | None:

@@ -31,11 +31,11 @@ _CODE = _any(
 _MEND = _any("fix debug correct repair optimi[sz]e refactor rewrite speed+up simplify translate port convert")
 _DO = _any("solve simulate given return compute calculate find count sort reverse check remove print sum merge")
 _TALK = _any(
-    "explain describe what(?:'s|+is|+are|+does|+do)? why who when where which compare summari[sz]e tell+me list should is are does "
-    "do did discuss how+(?:does|do+you+feel|is|are|many|much|long|old|come) hello hi hey thanks thank+you"
+    "explain describe what(?:'s|+is|+are|+does|+do)? why who when where which compare summari[sz]e tell+me list should is are "
+    "does do did discuss how+(?:does|do+you+feel|is|are|many|much|long|old|come) hello hi hey thanks thank+you"
 )
 _TEXT = _any(
-    "essay poem story haiku song e-?mails? letter blog tweet speech article recipe joke summary review paragraph resume cv "
+    "essay poem story haiku song e-?mails? letter blog tweet speech article recipe joke summary review paragraph cv resume "
     "documentation docstrings? readme commit+message slogan sql html css dockerfile makefile yaml bash shell terraform"
 )
 
