@@ -2,7 +2,7 @@
 
 A receipt is one JSON object that anybody can check offline: the signature is Ed25519 over the receipt's canonical JSON, and the
 public key stands beside it. That proves only that the holder of *that* key made it; whose key it is, its fingerprint says to
-whoever has pinned it. And since code and tests are inside, a doubter runs them again (`rerun`) and need trust nobody.
+whoever has pinned it. And since code and tests are inside, a doubter runs them again (`rerun_receipt`) and need trust nobody.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Rerun(NamedTuple):
     executions: tuple[Execution, ...]
 
 
-def issue(run: Run, key: Ed25519PrivateKey, *, issued_at: float) -> bytes:
+def issue_receipt(run: Run, key: Ed25519PrivateKey, *, issued_at: float) -> bytes:
     """A run's receipt, as the bytes of a file.
 
     Raises:
@@ -106,7 +106,7 @@ def issue(run: Run, key: Ed25519PrivateKey, *, issued_at: float) -> bytes:
     return msgspec.json.format(msgspec.json.encode(signed), indent=1) + b"\n"
 
 
-def check(data: bytes, *, pinned: str = "") -> Checked:
+def check_receipt(data: bytes, *, pinned: str = "") -> Checked:
     """Whether a receipt is whole, and signed by whom; whatever the bytes are, nothing is raised.
 
     Args:
@@ -126,13 +126,13 @@ def check(data: bytes, *, pinned: str = "") -> Checked:
         return Checked(None, problem=f"this is no receipt: {error}")
     if signed.algorithm != "ed25519" or receipt.format != FORMAT:
         return Checked(None, problem=f"this is {signed.algorithm} and {receipt.format}; only ed25519 and {FORMAT} are known")
-    found = fingerprint(raw_key)
+    found = key_fingerprint(raw_key)
     if pinned and found != pinned:
         return Checked(None, found, problem=f"signed by {found}, which is not the pinned key {pinned}")
     return Checked(receipt, found)
 
 
-async def rerun(receipt: Receipt, run: RunProgram) -> Rerun:
+async def rerun_receipt(receipt: Receipt, run: RunProgram) -> Rerun:
     """Run the code on its tests again, each in a fresh interpreter.
 
     Raises:
@@ -146,7 +146,7 @@ async def rerun(receipt: Receipt, run: RunProgram) -> Rerun:
     return Rerun(0 < tests_run == verdict.tests_run and tests_passed == verdict.tests_passed, executions)
 
 
-def fingerprint(public_key: bytes) -> str:
+def key_fingerprint(public_key: bytes) -> str:
     """By which a key is named and pinned."""
     return "sha256:" + hashlib.sha256(public_key).hexdigest()
 
