@@ -160,7 +160,15 @@ def _read_truth(test: ast.expr) -> Called | None:
 
 
 def _is_small_literal(node: ast.expr) -> bool:
-    return is_literal(node) and _depth(node) <= DEPTH_LIMIT and len(ast.unparse(node)) <= LITERAL_LIMIT_CHARS
+    """Whether the sandbox takes the value: a model may have written it, and what it writes must not become a wrong request."""
+    is_small = is_literal(node) and _depth(node) <= DEPTH_LIMIT and len(ast.unparse(node)) <= LITERAL_LIMIT_CHARS
+    return is_small and all(_travels(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant))
+
+
+def _travels(value: object) -> bool:
+    if isinstance(value, str):
+        return value.isascii() or value.encode("utf-8", "ignore").decode() == value  # no lone surrogate
+    return value is not Ellipsis
 
 
 def _depth(node: ast.AST) -> int:

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.errors import BadRequest
-from atlas.ralph.asserts import split_asserts
+from atlas.ralph.asserts import loose_cases, split_asserts
 from atlas.ralph.examples import examples_in, named_in, programs_in
 from atlas.ralph.visible import Suite, read_tests, shown_code, shown_examples
+from atlas.sandbox import literals
 from atlas.types import Case, Program, Request, VisibleTests
 
 
@@ -222,6 +223,28 @@ def test_the_function_that_a_task_names(task: str, name: str) -> None:
 
 def test_without_tests_and_examples_there_is_no_suite() -> None:
     assert read_tests(Request(task="Write f(x), which adds one.")) is None
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5) | st.just(...)
+KEYS = st.integers() | st.text(max_size=3) | st.tuples(st.booleans())
+LITERALS = st.recursive(
+    SCALARS | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(KEYS, inner, max_size=2),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(LITERALS, LITERALS)
+def test_every_case_that_is_read_is_one_the_sandbox_takes(argument: object, expected: object) -> None:
+    """What a model writes as a test must not end a run as somebody's wrong request."""
+    for called in loose_cases(f"assert f({argument!r}) == {expected!r}\nassert f({'[' * 30 + ']' * 30}) == 1\n"):
+        literals.encoded(called.case.args, what="args")
+        literals.encoded(called.case.expected, what="expected")
+
+
+def test_what_does_not_travel_is_no_case() -> None:
+    assert loose_cases("assert f(1) == ...\nassert f('\\ud800') == 1\nassert f({[1]}) == 1\nassert f({[1]: 2}) == 1\n") == ()
 
 
 @settings(max_examples=200, deadline=None)
