@@ -66,7 +66,7 @@ class Live:
     ) -> None:
         self._window_s = window_s
         prefix, window_us = f"{namespace}:live:", round(window_s * 1e6)
-        constants = {"PREFIX": prefix, "WINDOW_US": window_us}
+        constants: dict[str, str | int] = {"PREFIX": prefix, "WINDOW_US": window_us}
         self._admit = Script("admit", shared="common", constants=constants)
         self._extend = Script("extend", shared="common", constants=constants)
         self._settle = Script("settle", shared="common", constants=constants, flags=" flags=allow-oom")

@@ -85,6 +85,7 @@ class TrustedRedis(Generic[Truth]):
         self._wake = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
         self._recovering = asyncio.Lock()
+        self._reading: asyncio.Future[Truth] | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -172,11 +173,17 @@ class TrustedRedis(Generic[Truth]):
         self._run_id = b""
         self._doubt()
 
-    async def close(self) -> None:
-        """Stop watching, and disconnect."""
+    async def stop(self) -> None:
+        """Stop watching; what is not ready stays so."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+        if self._reading is not None:
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop watching, and disconnect."""
+        await self.stop()
         await self._redis.close()
 
     async def _watch(self) -> None:
@@ -211,7 +218,12 @@ class TrustedRedis(Generic[Truth]):
                 raise LimitsUnavailable("the counts have not been rebuilt from the ledger since Redis started")
             else:
                 await asyncio.sleep(SETTLE_TIME_S if self._run_id else 0)
-                await self._rebuild(await asyncio.to_thread(self._source))
+                await self._rebuild(await self._read(self._source))
+
+    async def _read(self, source: Callable[[], Truth]) -> Truth:
+        """A thread cannot be cancelled: `stop` waits for it, so that the ledger may be closed after it."""
+        self._reading = asyncio.ensure_future(asyncio.to_thread(source))
+        return await asyncio.shield(self._reading)
 
     async def _rebuild(self, truth: Truth) -> None:
         run_id = await self._identify()

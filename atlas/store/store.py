@@ -23,6 +23,7 @@ from atlas.store.ledger import CHECK_TIMEOUT_S, RETRY_AFTER_S, Ledger
 from atlas.store.postgres import Postgres
 from atlas.store.sessions import Sessions
 from atlas.store.tables import meta
+from atlas.store.tasks_book import TaskBook
 from atlas.store.usage import UsageBook
 
 PEPPER_BYTES = 32
@@ -38,6 +39,7 @@ class Store:
         sessions: signed-in people.
         usage: what requests may use and did use.
         audit: who changed what.
+        tasks: long jobs, as a journal needs them.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Store:
         self.sessions = Sessions(ledger, self.accounts, access, auth=auth, clock=clock)
         self.usage = UsageBook(ledger, usage_days=settings.usage_days)
         self.audit = AuditLog(ledger)
+        self.tasks = TaskBook(ledger, clock=clock)
 
     def check(self) -> None:
         """Write something small.
