@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": ("atlas.cli.serve:serve", "Serve a model to OpenAI and Anthropic clients."),
     "ask": ("atlas.cli.ask:ask", "Ask the running server one question."),
     "solve": ("atlas.cli.solve:solve", "Solve a task with code that was run."),
+    "verify": ("atlas.cli.verify:verify", "Check a receipt, and run its code on its tests again."),
     "connect": ("atlas.cli.connect:connect", "Point a coding agent at the running server."),
     "keys": ("atlas.cli.keys:keys", "Create, list, rotate and revoke API keys."),
     "users": ("atlas.cli.users:users", "Invite, list and change users."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from functools import singledispatch
 from pathlib import Path
 from typing import TextIO
@@ -13,10 +14,11 @@ import msgspec
 
 from atlas.cli.client import Server, find_key, find_server
 from atlas.cli.options import find_directory, json_option, read_settings, settings_options
+from atlas.cli.verify import signing_key
 from atlas.engine import RemoteEngine
 from atlas.errors import OperatorError
 from atlas.log import configure_logging
-from atlas.ralph import Tools, solve_task
+from atlas.ralph import Tools, issue_receipt, solve_task
 from atlas.sandbox import Sandbox
 from atlas.settings import LogSettings, SandboxSettings
 from atlas.types import (
@@ -47,6 +49,7 @@ TOLD_CHARS = 160
 @click.option("--deadline", "deadline_s", type=click.FloatRange(min=0.1), help="Seconds after which it gives up.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Per candidate.")
 @click.option("--seed", type=int)
+@click.option("--receipt", type=click.Path(dir_okay=False, path_type=Path), help="Write a signed receipt (see `atlas verify`).")
 @json_option
 @settings_options
 def solve(
@@ -58,6 +61,7 @@ def solve(
     deadline_s: float | None,
     max_tokens: int | None,
     seed: int | None,
+    receipt: Path | None,
     as_json: bool,
     config: Path | None,
     data_dir: str | None,
@@ -85,6 +89,8 @@ def solve(
         raise click.UsageError(f"{task.name} holds no task")
     configure_logging("error")
     run = asyncio.run(run_on(server, find_key(directory, server), request, settings.sandbox))
+    if receipt is not None and run.code:
+        receipt.write_bytes(issue_receipt(run, signing_key(directory), issued_at=time.time()))
     show(run, as_json=as_json)
     sys.exit(0 if run.verdict.status == "verified" else 1)
 

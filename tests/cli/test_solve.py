@@ -86,3 +86,24 @@ def test_without_a_server_it_says_how_to_start_one(task: Path, tmp_path: Path) -
     done = run_cli("solve", str(task), "--data-dir", str(tmp_path / "nowhere"))
     assert (done.returncode, done.stdout) == (1, "")
     assert "atlas serve" in done.stderr
+
+
+def test_a_receipt_is_verified_by_running_it_again_and_notices_a_change(
+    launch_server: Callable[..., RunningServer], task: Path, tmp_path: Path
+) -> None:
+    server = started(launch_server, RIGHT)
+    receipt, tests = tmp_path / "receipt.json", write(tmp_path / "tests.py", "assert f(1) == 2\n")
+    assert server.cli("solve", str(task), "--tests", tests, "-k", "1", "--receipt", str(receipt)).returncode == 0
+    server.stop()
+    good = run_cli("verify", str(receipt), "--json")
+    assert good.returncode == 0, good.stderr
+    found = json.loads(good.stdout)
+    assert (found["agrees"], found["tests_passed"], found["verdict"]["status"]) == (True, 1, "verified")
+    assert run_cli("verify", str(receipt), "--no-run", "--fingerprint", found["fingerprint"]).returncode == 0
+    strange = run_cli("verify", str(receipt), "--no-run", "--fingerprint", "sha256:00")
+    assert (strange.returncode, strange.stdout) == (1, "")
+    assert "not the pinned key" in strange.stderr
+    write(receipt, receipt.read_text("utf-8").replace("x + 1", "x + 2"))
+    changed = run_cli("verify", str(receipt))
+    assert (changed.returncode, len(changed.stderr.splitlines())) == (1, 1)
+    assert "was changed after it was signed" in changed.stderr
