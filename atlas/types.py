@@ -731,7 +731,7 @@ class Verdict(Value, frozen=True, kw_only=True):
 
     Attributes:
         status: verified (the given tests passed), self_tested (tests that the model wrote passed, and candidates agree on
-            them), failed (given tests failed, or no candidate agrees with the model's own tests), unchecked (nothing was tested).
+            them), failed (given tests failed, or the code breaks), unchecked (nothing was tested, or nothing was proved).
         source: where the tests come from; examples in the task count as given.
         num_held_back: tests whose failures the model was never shown.
         sealed: tests and code ran in separate boxes, and values were compared outside.

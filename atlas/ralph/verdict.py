@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from atlas.ralph.agreement import Agreement
+from atlas.ralph.policy import crashed, num_passed
 from atlas.ralph.visible import Suite
 from atlas.types import Candidate, OurFailure, Verdict, VerdictStatus
 
@@ -60,5 +61,7 @@ def _status(
         return "self_tested"
     if failure is not None or source == "none":
         return "unchecked"
+    if source == "generated" and winner is not None and not (crashed(winner) and num_passed(winner) == 0):
+        return "unchecked"  # the tests may be what is wrong; only code that breaks on all of them has failed
     judged = [winner] if winner is not None else candidates
     return "failed" if judged and all(candidate.state in PROVED_WRONG for candidate in judged) else "unchecked"

@@ -224,8 +224,14 @@ async def test_a_duplicate_votes_but_is_run_once(sandbox: Sandbox) -> None:
 async def test_a_self_made_expectation_is_never_shown_as_a_fact(sandbox: Sandbox) -> None:
     scene = Scene(sandbox.run, [WRONG, "assert f(1) == 777\nassert f(2) == 888\n"], policy=always_repair)
     run = await scene.solve(Request(task="Write f(x).", route=route(num_test_writers=1, max_attempts=2)))
-    assert run.verdict.status == "failed"
+    assert (run.verdict.status, run.verdict.source, run.verdict.tests_passed) == ("unchecked", "generated", 0)
     assert not any("777" in text or "888" in text for text in scene.asked)
+
+
+async def test_code_that_breaks_on_every_self_made_test_has_failed(sandbox: Sandbox) -> None:
+    scene = Scene(sandbox.run, [CRASH, "assert f(1) == 2\nassert f(2) == 3\n"])
+    run = await scene.solve(Request(task="Write f(x).", route=route(num_test_writers=1, max_attempts=1)))
+    assert (run.verdict.status, run.verdict.source) == ("failed", "generated")
 
 
 async def test_the_name_is_taken_from_the_candidates_if_the_task_has_none(sandbox: Sandbox) -> None:
