@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import time
@@ -16,10 +17,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from atlas.errors import LedgerUnavailable
+from atlas.errors import BadRequest, LedgerUnavailable
 
 INLINE_BYTES = 32 * 1024  # chosen
 ORPHAN_AGE_S = 3600.0  # chosen: longer than a backup takes
+
+_TASK_ID = re.compile(r"task_[0-9a-f]{24}")
 
 
 class Stored(NamedTuple):
@@ -71,8 +74,14 @@ class TaskBlobs:
             shutil.rmtree(self._folder / name, ignore_errors=True)
         return len(doomed)
 
+    def _folder_of(self, task_id: str) -> Path:
+        """Workers name tasks, and might name something else."""
+        if not _TASK_ID.fullmatch(task_id):
+            raise BadRequest(f"{task_id[:50]!r} is not the id of a task")
+        return self._folder / task_id
+
     def _write(self, task_id: str, body: bytes) -> str:
-        folder, name = self._folder / task_id, hashlib.sha256(body).hexdigest()
+        folder, name = self._folder_of(task_id), hashlib.sha256(body).hexdigest()
         partial = folder / f".{name}.{secrets.token_hex(4)}"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,7 +97,7 @@ class TaskBlobs:
         return name
 
     def _read(self, task_id: str, blob: str) -> bytes:
-        path = self._folder / task_id / blob
+        path = self._folder_of(task_id) / blob
         try:
             return path.read_bytes()
         except OSError as error:

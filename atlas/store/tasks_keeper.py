@@ -134,12 +134,14 @@ class TaskKeeper:
 
     async def _take(self, delivery: Delivery, worker: str) -> Lease | None:
         """Have the ledger confirm what Redis handed out; None: it did not, and Redis has been put right."""
-        self._owed.add(delivery.task_id)
-        taken = await asyncio.wrap_future(self.book.take(delivery, worker))
+        try:
+            taken = await asyncio.wrap_future(self.book.take(delivery, worker))
+        except LedgerUnavailable:
+            self._owed.add(delivery.task_id)
+            raise
         if taken.task is None or not taken.is_made:
             await self._put_right(delivery.task_id, taken.task)
             return None
-        self._owed.discard(delivery.task_id)
         body = await self.blobs.load(delivery.task_id, taken.request)
         return Lease(task=taken.task, delivery=delivery, body=body, lease_s=self.lease_s)
 
@@ -159,9 +161,11 @@ class TaskKeeper:
 
     async def _tell(self, task: Task) -> None:
         """Tell Redis, and all who wait, how a task stands now; Redis later, if it is away."""
-        self._owed.add(task.id)
-        with contextlib.suppress(LimitsUnavailable):
+        try:
             await self.queue.sync(task)
+        except LimitsUnavailable:
+            self._owed.add(task.id)
+        else:
             self._owed.discard(task.id)
             if task.state == "queued":
                 self.waiting.ring(task.kind)

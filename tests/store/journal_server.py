@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -44,7 +45,8 @@ async def serve(journal: Journal, reader: asyncio.StreamReader, writer: asyncio.
         except Unavailable as error:
             reply = {"unavailable": error.message}
         writer.write(msgspec.json.encode(reply) + b"\n")
-        await writer.drain()
+        with contextlib.suppress(ConnectionError):  # whoever asked was killed
+            await writer.drain()
 
 
 async def main() -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,9 +64,14 @@ class House:
 
 
 class Trouble:
-    """Does harm, until it is stopped; counts what it did."""
+    """Does harm, until it is stopped; counts what it did.
 
-    def __init__(self, house: House, seed: int) -> None:
+    Each restart of Redis or the server gives all running tasks a fresh lease, so there are no more of them than `num_restarts` of
+    each kind: were there one every second, what a killed worker had would never be taken over.
+    """
+
+    def __init__(self, house: House, seed: int, *, num_restarts: int) -> None:
+        self._num_restarts = num_restarts
         self.done: Counter[str] = Counter()
         self._house = house
         self._random = random.Random(seed)
@@ -83,12 +88,11 @@ class Trouble:
         self._thread.join()
 
     def _run(self) -> None:
-        plan: list[Callable[[], None]] = []
-        while not self._over.wait(self._random.uniform(0.0, 0.3)):
-            if not plan:
-                plan = [self.kill_worker, self.stop_worker] * 2 + [self.kill_redis, self.end_redis, self.kill_server]
-                self._random.shuffle(plan)
-            harm = plan.pop()
+        workers = [self.kill_worker, self.stop_worker]
+        plan = [self.kill_redis, self.end_redis, self.kill_server] * self._num_restarts + workers * 3 * self._num_restarts
+        self._random.shuffle(plan)
+        while not self._over.wait(self._random.uniform(0.2, 0.8)):
+            harm = plan.pop() if plan else self._random.choice(workers)
             harm()
             self.done[harm.__name__] += 1
         for timer in self._timers:
@@ -167,7 +171,7 @@ def test_each_task_is_closed_exactly_once_whoever_is_killed(
     seed = int(os.environ.get("ATLAS_TEST_SEED", "5"))
     began_s = time.monotonic()
     client = Client(house.socket)
-    with Trouble(house, seed) as trouble:
+    with Trouble(house, seed, num_restarts=num_tasks // 150) as trouble:
         names = [
             client.insist(
                 "submit",
