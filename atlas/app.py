@@ -29,6 +29,7 @@ from atlas.errors import AtlasError, ModelFileError, OperatorError, SettingsErro
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, check_readiness, create_app
 from atlas.launch import Failed, Launch, Ready, Report, read_launch
 from atlas.log import RECENT, configure_logging
+from atlas.sandbox import Sandbox
 from atlas.server import Server, die_with
 from atlas.settings import HOT, RemoteSettings, load_settings, sources_of, value_of, with_value
 from atlas.store import OPERATIONS, DataDirectory, Live, Store, open_live, open_store, run_operation, write_backup
@@ -57,6 +58,12 @@ class Serving:
         self.engine: Engine | None = None
         self.failure: str | None = None
         self.notices = launch.model.notices if launch.model else ()
+        self.sandbox = Sandbox(
+            self.settings.sandbox,
+            socket_path=Path(launch.data_dir) / "sandbox.sock",
+            is_unsafe=launch.is_unsafe,
+            log_settings=self.settings.log,
+        )
 
     def find_sources(self) -> dict[str, str]:
         """Where each setting comes from; unknown if the file has been spoilt since it was read."""
@@ -138,7 +145,12 @@ async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
         server = Server(web_app(serving, draining), draining, launch.settings.server)
         controller = await control.serve_control(socket.socket(fileno=launch.control_fd), _control_handlers(serving))
         stack.callback(controller.close)
-        tasks = [asyncio.create_task(load(serving, server, engine_factory)), asyncio.create_task(keep_house(store))]
+        stack.push_async_callback(serving.sandbox.close)
+        tasks = [
+            asyncio.create_task(load(serving, server, engine_factory)),
+            asyncio.create_task(keep_house(store)),
+            asyncio.create_task(start_sandbox(serving)),
+        ]
         # uvicorn raises the signal again once it has shut down; that must not end the process before the ledger is closed.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
@@ -187,6 +199,7 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         limits=settings.limits,
         queue=settings.queue,
         draining=draining,
+        sandbox=serving.sandbox,
     )
     pages = DashboardDeps(
         engine=deps.engine,
@@ -200,6 +213,8 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         hot=HOT,
         logs=RECENT,
         draining=draining,
+        sandbox=serving.sandbox,
+        is_unsafe=serving.launch.is_unsafe,
     )
     return create_app(deps, extra_routes=create_routes(pages))
 
@@ -230,6 +245,18 @@ async def load(serving: Serving, server: Server, engine_factory: EngineFactory) 
         serving.launch,
         Ready(model=capabilities.model, context_tokens=capabilities.context_tokens, notices=serving.notices),
     )
+
+
+async def start_sandbox(serving: Serving) -> None:
+    """Beside everything else: a server that runs no code answers all the same, and /readyz says why it does not."""
+    if serving.launch.is_unsafe:
+        log.critical(
+            "sandbox.unsafe", meaning="code of models and users may run WITHOUT ISOLATION: it can do all this server can"
+        )
+    try:
+        await serving.sandbox.start()
+    except OSError as error:
+        log.error("sandbox.not_started", reason=str(error))
 
 
 def reload_settings(serving: Serving) -> None:

@@ -39,6 +39,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         restarts: how many serving processes there were before this one.
         redis_url: where limits are counted.
         config_path: the settings file, to be read again on SIGHUP; empty if there is none.
+        is_unsafe: run code without isolation where there is none to be had.
     """
 
     settings: Settings
@@ -52,6 +53,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     redis_url: str = ""
     config_path: str = ""
+    is_unsafe: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):

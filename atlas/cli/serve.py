@@ -43,6 +43,11 @@ BACKLOG = 2048  # connections that wait while a serving process is replaced
 @click.option("--tls-cert", help="PEM file of your own certificate chain, for HTTPS; with --tls-key.")
 @click.option("--tls-key", help="PEM file of its private key.")
 @click.option("--insecure-http", is_flag=True, default=None, help="Allow plain HTTP on a network others can reach.")
+@click.option(
+    "--unsafe-no-sandbox",
+    is_flag=True,
+    help="Run code of models and users WITHOUT ISOLATION where none can be had. It can do all you can.",
+)
 @settings_options
 def serve(
     model: str | None,
@@ -53,6 +58,7 @@ def serve(
     tls_cert: str | None,
     tls_key: str | None,
     insecure_http: bool | None,
+    unsafe_no_sandbox: bool,
     config: Path | None,
     data_dir: str | None,
 ) -> None:
@@ -76,11 +82,13 @@ def serve(
         server__tls_key=tls_key,
         server__insecure_http=insecure_http,
     )
-    run_server(settings, command=serving_command(), config=config)
+    run_server(settings, command=serving_command(), config=config, is_unsafe=unsafe_no_sandbox)
 
 
-def run_server(settings: Settings, *, command: Sequence[str], config: Path | None = None) -> None:
+def run_server(settings: Settings, *, command: Sequence[str], config: Path | None = None, is_unsafe: bool = False) -> None:
     """Serve until a signal says stop; `command` is the serving process, `config` the file to be read again on SIGHUP.
+
+    With `is_unsafe`, code runs without isolation where there is none to be had.
 
     Raises:
         OperatorError: the address, the data directory, Redis or the model cannot be used.
@@ -100,6 +108,7 @@ def run_server(settings: Settings, *, command: Sequence[str], config: Path | Non
             _launch(settings, directory, listener, controller, choice),
             redis_url=redis.url if redis else settings.redis.url,
             config_path=str(config.absolute()) if config else "",
+            is_unsafe=is_unsafe,
         )
         keeper = RedisKeeper(redis) if redis else None
         supervisor = Supervisor(launch, command, on_ready=lambda ready: announce(launch, ready), redis=keeper)

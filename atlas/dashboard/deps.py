@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from atlas.dashboard.memory import Memory
 from atlas.engine import Engine, ModelRegistry
 from atlas.errors import AtlasError
+from atlas.sandbox import Sandbox
 from atlas.settings import Settings
 from atlas.store import Live, Session, Store
 from atlas.types import Activity, Principal
@@ -104,6 +105,8 @@ class DashboardDeps:
         sources: "section.name" -> where its value comes from: file, env or flag; those left out are defaults, or not known.
         hot: "section.name" of the settings that can change while the server runs.
         draining: set when the server begins to stop; event streams end then.
+        sandbox: runs code; None where there is none (tests).
+        is_unsafe: whoever started the server allowed code to run without isolation; every page says so.
         csrf: stands in for a session's token where people need not sign in.
     """
 
@@ -117,6 +120,8 @@ class DashboardDeps:
     logs: LogLines
     sources: Callable[[], Mapping[str, str]] = dict
     hot: frozenset[str] = frozenset()
+    sandbox: Sandbox | None = None
+    is_unsafe: bool = False
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     memory: Memory = field(default_factory=Memory)
     csrf: str = field(default_factory=lambda: token_urlsafe(32))

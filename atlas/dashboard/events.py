@@ -15,7 +15,7 @@ from litestar import get
 from litestar.response import Stream
 from markupsafe import Markup
 
-from atlas.dashboard import activity, logs, models, overview, usage
+from atlas.dashboard import activity, logs, models, overview, sandbox, usage
 from atlas.dashboard.status import status_panel
 from atlas.dashboard.view import HEADERS, HTTPRequest, View, view_of
 from atlas.errors import AtlasError, Forbidden
@@ -41,6 +41,7 @@ PANELS: Mapping[str, Panels] = {
     "activity": activity.panels,
     "usage": usage.panels,
     "models": models.panels,
+    "sandbox": sandbox.panels,
     "logs": logs.panels,
 }
 ADMIN_PAGES = frozenset({"logs"})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dashboard.site import Site, fill, open_site, telling_settings
+from tests.dashboard.site import Site, fill, new_sandbox, open_site, run_some, telling_settings
 
 
 @pytest.fixture
@@ -28,8 +28,9 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A team of four and a week of requests; not to be changed."""
-    with open_site(tmp_path_factory.mktemp("used"), settings=telling_settings()) as opened:
+    with open_site(tmp_path_factory.mktemp("used"), settings=telling_settings(), sandbox=new_sandbox()) as opened:
         opened.owner()
         fill(opened)
+        run_some(opened)
         opened.ask(opened.key(name="scratch").key)
         yield opened

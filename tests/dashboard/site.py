@@ -24,7 +24,8 @@ from atlas.dashboard import DashboardDeps, create_routes
 from atlas.engine import ModelRegistry, ScriptedEngine
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.log import RECENT
-from atlas.settings import AuthSettings, LedgerSettings, RedisSettings, Settings
+from atlas.sandbox import Sandbox
+from atlas.settings import AuthSettings, LedgerSettings, LogSettings, RedisSettings, SandboxSettings, Settings
 from atlas.store import DataDirectory, Live, MintedKey, Store, open_store
 from atlas.types import Limits, RequestState, Usage, User, UserRole
 from tests.ledgers import ledger_url
@@ -121,6 +122,11 @@ class Site:
             reply = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": text}])
         return reply.choices[0].message.content or ""
 
+    def run_code(self, key: str, **body: Any) -> httpx.Response:
+        """One run in the sandbox by the API."""
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.post(self.url + "/v1/sandbox/execute", json=body, headers=headers, timeout=20)
+
     def drain(self) -> None:
         self.loop.call_soon_threadsafe(self.gateway.draining.set)
 
@@ -133,8 +139,10 @@ def open_site(
     delay_s: float = 0.0,
     settings: Settings | None = None,
     live: Live | None = None,
+    sandbox: Sandbox | None = None,
+    is_unsafe: bool = False,
 ) -> Iterator[Site]:
-    """The real store, gateway and dashboard; the engine is scripted."""
+    """The real store, gateway and dashboard; the engine is scripted. The sandbox, if there is one, is started and closed."""
     settings = settings or Settings()
     directory = DataDirectory(folder / "data").create()
     directory.hold()
@@ -149,6 +157,7 @@ def open_site(
         settings=settings,
         auth=settings.auth,
         limits=settings.limits,
+        sandbox=sandbox,
     )
 
     async def readiness() -> Readiness:
@@ -164,11 +173,17 @@ def open_site(
         settings=lambda: settings,
         logs=RECENT,
         draining=gateway.draining,
+        sandbox=sandbox,
+        is_unsafe=is_unsafe,
     )
     try:
         with _serving(gateway, dashboard) as (url, loop):
             site = Site(url, store, engine, gateway, dashboard, loop)
+            if sandbox is not None:
+                asyncio.run_coroutine_threadsafe(sandbox.start(), loop).result(20)
             yield site
+            if sandbox is not None:
+                asyncio.run_coroutine_threadsafe(sandbox.close(), loop).result(20)
         for person in site.people:
             person.http.close()
     finally:
@@ -203,6 +218,26 @@ def _serving(gateway: GatewayDeps, dashboard: DashboardDeps) -> Iterator[tuple[s
         server.should_exit = True
         thread.join(timeout=20)
         assert not thread.is_alive()
+
+
+def new_sandbox() -> Sandbox:
+    return Sandbox(SandboxSettings(slots=2), log_settings=LogSettings(level="error"))
+
+
+def run_some(site: Site) -> None:
+    """Runs of several outcomes, and one that is refused."""
+    key = site.key(name="tests").key
+    tests = "from solution import add\n\ndef test_add():\n    assert add(1, 2) == 3\n"
+    for code in (
+        "def add(a, b): return a + b",
+        "def add(a, b): return a + b + 0",
+        "def add(a, b): return a - b",
+        "def add(a, b:",
+    ):
+        site.run_code(key, code=code, test_code=tests)
+    site.run_code(key, code="print('hello')")
+    site.run_code(key, code="while True: pass", timeout=0.2)
+    site.run_code(key, code="print(1)", language="cobol")
 
 
 def wait_for(condition: Any, timeout_s: float = 20) -> None:

@@ -10,7 +10,18 @@ import pytest
 from atlas.settings import packaged
 from tests.dashboard.site import Person, Site
 
-MEMBER_PAGES = ("/", "/activity", "/usage", "/usage?range=1", "/usage?range=90", "/models", "/playground", "/keys", "/profile")
+MEMBER_PAGES = (
+    "/",
+    "/activity",
+    "/usage",
+    "/usage?range=1",
+    "/usage?range=90",
+    "/models",
+    "/sandbox",
+    "/playground",
+    "/keys",
+    "/profile",
+)
 ADMIN_PAGES = ("/users", "/logs", "/settings", "/audit")
 DOORS = ("/signin", "/setup?token=x", "/register?token=x", "/reset?token=x")
 EMPTY_STATES = {
@@ -19,6 +30,7 @@ EMPTY_STATES = {
     "/usage": "No usage in this time",
     "/keys": "No keys yet",
     "/users": "You are the only one",
+    "/sandbox": "This server has no sandbox",
 }
 
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from atlas.log import configure_logging
-from tests.dashboard.site import PASSWORD, Site, fill, open_site, telling_settings
+from tests.dashboard.site import PASSWORD, Site, fill, new_sandbox, open_site, run_some, telling_settings
 
 CHROMIUM = Path("/usr/bin/chromium")
 MISSING = None if CHROMIUM.exists() else f"no browser: {CHROMIUM} is not there (apt-get install chromium)"
@@ -83,6 +83,7 @@ def places(site: Site) -> dict[str, str]:
         "request": f"/activity/{request.request_id}",
         "usage": "/usage?range=7",
         "models": "/models",
+        "sandbox": "/sandbox",
         "playground": "/playground",
         "keys": "/keys",
         "key": f"/keys/{key.id}",
@@ -135,9 +136,12 @@ def picture_all(out: Path, png: Path | None, only: str | None) -> None:
                 page = new_page(browser, new.url, look)
                 page.goto(f"/setup?token={new.store.accounts.setup_token()}")
                 take(page, f"setup-{look.name}", out, png)
-        with open_site(Path(home) / "used", replies=replies, delay_s=0.01, settings=telling_settings()) as site:
+        with open_site(
+            Path(home) / "used", replies=replies, delay_s=0.01, settings=telling_settings(), sandbox=new_sandbox()
+        ) as site:
             site.owner()
             fill(site)
+            run_some(site)
             traffic(site)
             for look in LOOKS:
                 picture(site, browser, look, out, png, only)

@@ -12,7 +12,7 @@ import pytest
 from openai import AuthenticationError, OpenAI
 
 from tests import ggufs
-from tests.dashboard.site import PASSWORD, Site, fill, open_site, telling_settings
+from tests.dashboard.site import PASSWORD, Site, fill, new_sandbox, open_site, run_some, telling_settings
 from tests.e2e import browser as chrome
 from tests.e2e.conftest import Running
 
@@ -34,9 +34,12 @@ def chromium() -> Iterator[Any]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A team with a week of history, and a model that thinks before it answers."""
     replies = ("<think>First the text, then backwards.</think>text[::-1] does it.",)
-    with open_site(tmp_path_factory.mktemp("site"), replies=replies, delay_s=0.01, settings=telling_settings()) as opened:
+    with open_site(
+        tmp_path_factory.mktemp("site"), replies=replies, delay_s=0.01, settings=telling_settings(), sandbox=new_sandbox()
+    ) as opened:
         opened.owner()
         fill(opened)
+        run_some(opened)
         opened.ask(opened.key(name="scratch").key)
         yield opened
 
@@ -180,14 +183,14 @@ def violations(page: Any) -> list[str]:
 
 
 def test_an_empty_server_has_no_serious_axe_violation(chromium: Any, tmp_path: Path) -> None:
-    with open_site(tmp_path) as site:
+    with open_site(tmp_path, sandbox=new_sandbox()) as site:
         for look in chrome.LOOKS[:2]:
             door = chrome.new_page(chromium, site.url, look)
             door.goto(f"/setup?token={site.store.accounts.setup_token() or ''}")
             assert violations(door) == []
             site.owner()
             chrome.sign_in(door)
-            for path in ("/", "/activity", "/usage", "/keys", "/users", "/models", "/audit"):
+            for path in ("/", "/activity", "/usage", "/keys", "/users", "/models", "/sandbox", "/audit"):
                 door.goto(path)
                 assert violations(door) == [], path
             door.context.close()
