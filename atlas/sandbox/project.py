@@ -30,7 +30,7 @@ from atlas.sandbox.project_command import (
 )
 from atlas.sandbox.project_files import Survey, digest, read_text, survey
 from atlas.sandbox.project_results import conclude
-from atlas.sandbox.project_rules import DECIDING, Rules, framework_signs, make_rules
+from atlas.sandbox.project_rules import DECIDING, Rules, make_rules, text_signs
 from atlas.sandbox.project_verdict import compare, compare_status
 from atlas.types import EditRejection, ProjectCheck, ProjectRun, ProjectVerdict
 
@@ -95,7 +95,7 @@ class Projects:
         return replace(verdict, outcome="tampered", tampering=(rejection.message,)) if rejection.is_tampering else verdict
 
     def _judge(self, plan: Plan, edit: Change, before: ProjectRun, after: ProjectRun) -> ProjectVerdict:
-        signs = [sign for path, text in edit.after.items() for sign in framework_signs(path, edit.before[path], text)]
+        signs = [sign for path, text in edit.after.items() for sign in text_signs(path, edit.before[path], text)]
         if plan.command.mode == "command":
             judged = compare_status(before, after, signs=signs)
         else:

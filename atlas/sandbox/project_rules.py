@@ -105,8 +105,8 @@ def _directory_above(path: str, directories: Sequence[str]) -> str | None:
     return next((directory for directory in directories if directory in above), None)
 
 
-def framework_signs(path: str, before: str | None, after: str | None) -> Iterator[str]:
-    """What an edit has to do with the test framework, in a file that had nothing to do with it and is no test."""
+def text_signs(path: str, before: str | None, after: str | None) -> Iterator[str]:
+    """Signs of interference in a file that showed none before and is no test: what it has to do with the test framework."""
     if after is None or is_test_file(path) or not path.endswith(".py") or (before and any(_mentions(before))):
         return
     yield from (f"{path}: the edit {mention}" for mention in sorted(set(_mentions(after))))
@@ -123,12 +123,19 @@ def _mentions(source: str) -> Iterator[str]:
                 yield f"imports {name}"
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and _is_framework(node.value):
             yield f"speaks of {node.value[:80]!r}"
+        if isinstance(node, ast.FunctionDef) and node.name in ("__eq__", "__ne__") and _is_constant(node):
+            yield f"has an {node.name} that says the same of everything"
 
 
 def _imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
+def _is_constant(function: ast.FunctionDef) -> bool:
+    statement = function.body[-1]
+    return len(function.body) == 1 and isinstance(statement, ast.Return) and isinstance(statement.value, ast.Constant)
 
 
 def _is_framework(text: str) -> bool:

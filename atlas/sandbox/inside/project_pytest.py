@@ -31,6 +31,7 @@ MESSAGE_CHARS = 4000
 MESSAGES_CHARS = 1_000_000  # of all messages together
 IDS_PER_FRAME = 500
 NAMES_SHOWN = 50
+USAGE_ERROR = 4
 GUARDED = ("_pytest", "pluggy", "pytest", "unittest.case")
 ALWAYS = ("--continue-on-collection-errors", "--maxfail=0")  # what stops early says nothing of the rest
 LISTENED = frozenset({"gc.get_objects", "gc.get_referrers", "sys.settrace", "sys.setprofile", "sys._current_frames"})
@@ -195,7 +196,7 @@ def main() -> None:
         import pytest
     except ImportError as error:
         send({"absent": str(error)})
-        raise SystemExit(4) from None
+        raise SystemExit(USAGE_ERROR) from None
     guard, reporter, heard = Guard(), Reporter(send), listen(project)
     _extend_path(mode, path)
     sys.argv = ["pytest", *arguments]
@@ -203,7 +204,7 @@ def main() -> None:
     send(
         {
             "finished": exit_code,
-            "is_reporting": reporter.is_registered,
+            "is_reporting": reporter.is_registered or exit_code == USAGE_ERROR,  # of which it hears nothing
             "plugins": reporter.plugins,
             "signs": [f"{name} was replaced" for name in guard.patched()[:NAMES_SHOWN]] + sorted(heard)[:NAMES_SHOWN],
         }
