@@ -7,8 +7,6 @@ TORCH := torch==2.13.0
 LLAMA := llama-cpp-python==0.3.36
 NVCC := $(shell command -v nvcc 2>/dev/null)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -1)
-# Virtual machines announce AMX and lose its registers now and then, which ends the process with SIGILL (docs/log.md, 2026-11-28).
-NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
 LLAMA_FLAGS := -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
 
 .PHONY: help install system serve test test-slow check static bench nano clean
@@ -26,7 +24,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PY) -m pip install -q $(TORCH)
 ifneq ($(and $(GPU),$(NVCC)),)
 	@echo "GPU and nvcc found: building llama.cpp with CUDA (10-20 minutes)" >&2
-	CFLAGS="$(NO_AMX)" CXXFLAGS="$(NO_AMX)" CMAKE_ARGS="$(LLAMA_FLAGS) -DGGML_CUDA=ON" $(PY) -m pip install --no-cache-dir --no-binary llama-cpp-python $(LLAMA)
+	CMAKE_ARGS="$(LLAMA_FLAGS) -DGGML_CUDA=ON" $(PY) -m pip install --no-cache-dir --no-binary llama-cpp-python $(LLAMA)
 	@$(PY) -c "import llama_cpp, sys; sys.exit(not llama_cpp.llama_supports_gpu_offload())" || \
 	  { echo "llama.cpp was built, but without CUDA: see docs/operations.md, 'A GPU without nvcc'" >&2; exit 1; }
 else
@@ -34,7 +32,7 @@ ifneq ($(GPU),)
 	@echo "GPU found, but no nvcc: llama.cpp is built for the CPU. See docs/operations.md, 'A GPU without nvcc'." >&2
 endif
 	@echo "building llama.cpp for this CPU (3-6 minutes, once)" >&2
-	CFLAGS="$(NO_AMX)" CXXFLAGS="$(NO_AMX)" CMAKE_ARGS="$(LLAMA_FLAGS)" $(PY) -m pip install -q $(LLAMA)
+	CMAKE_ARGS="$(LLAMA_FLAGS)" $(PY) -m pip install -q $(LLAMA)
 endif
 	$(PY) -m pip install -q -e '.[embed,postgres,telemetry,train,dev]'
 	touch $@

@@ -683,3 +683,281 @@ class ProjectVerdict(Value, frozen=True, kw_only=True):
     @property
     def passed(self) -> bool:
         return self.outcome == "passed"
+
+
+Until = Literal["first_pass", "exhaustive"]
+Action = Literal["fresh", "repair", "plan"]
+TestSource = Literal["given", "generated", "none"]
+VerdictStatus = Literal["verified", "self_tested", "failed", "unchecked"]
+CandidateState = Literal["passed", "failed", "unconfirmed", "duplicate", "no_code", "repeating", "untested", "cancelled"]
+
+
+class VisibleTests(Value, frozen=True, kw_only=True):
+    """What the answer must satisfy, as whoever asks would show it. Hidden tests are a Judge's, and never come here.
+
+    Attributes:
+        code: a pytest module, assert statements, or a function `check(candidate)`.
+        cases: calls of the entry point, or runs with a text on stdin.
+    """
+
+    code: str = ""
+    cases: tuple[Case, ...] = ()
+
+
+class Route(Value, frozen=True, kw_only=True):
+    """How much effort a request is worth.
+
+    Attributes:
+        k: candidates per attempt, 1..128.
+        temperature: of the first attempt; each further attempt adds `temperature_rise`, up to `max_temperature`.
+        is_first_greedy: the first candidate of the first attempt is drawn at temperature 0.
+        max_tokens: per candidate, thinking included.
+        thinking: as in Prompt.
+        num_test_writers: how often the model is asked for tests, where none are given.
+    """
+
+    k: int = 5
+    max_attempts: int = 5
+    temperature: float = 0.6
+    temperature_rise: float = 0.1
+    max_temperature: float = 1.0
+    is_first_greedy: bool = True
+    max_tokens: int | None = None
+    thinking: bool | None = None
+    num_test_writers: int = 4
+
+
+class Request(Value, frozen=True, kw_only=True):
+    """A task to be solved by code.
+
+    Attributes:
+        task: in the user's words.
+        entry_point: function that is asked for, `name` or `Class.method`; empty: read from tests and task.
+        files: further files by relative path, beside the code when it is tested.
+        context: what the model should read first.
+        history: earlier turns of the conversation; a system message among them replaces ours.
+        model: id of the model; empty is the one that is loaded.
+        seed: equal seeds draw equal candidates; None draws fresh ones.
+        until: first_pass ends with the first candidate that passed; exhaustive makes and tests every candidate of every attempt.
+        deadline_s: from the beginning of the run.
+        max_tokens: generated tokens of all candidates together.
+        max_sandbox_s: time of all tests together.
+        route: a fixed one, instead of what a router would choose.
+    """
+
+    task: str
+    entry_point: str = ""
+    language: str = "python"
+    tests: VisibleTests = VisibleTests()
+    files: dict[str, str] = {}
+    context: tuple[Snippet, ...] = ()
+    hint: str = ""
+    history: tuple[Message, ...] = ()
+    model: str = ""
+    seed: int | None = None
+    until: Until = "first_pass"
+    deadline_s: float | None = None
+    max_tokens: int | None = None
+    max_sandbox_s: float | None = None
+    limits: RunLimits = RunLimits()
+    route: Route | None = None
+
+
+class CandidateRef(Value, frozen=True, kw_only=True):
+    """One candidate of one attempt; attempts count from 1, candidates from 0."""
+
+    attempt: int
+    index: int
+
+
+class Candidate(Value, frozen=True, kw_only=True):
+    """One generation with its code, and what its tests showed.
+
+    Attributes:
+        text: the answer as generated, thinking excluded.
+        code: read from it; empty if there is none.
+        state: passed (all tests), failed, unconfirmed (passed once, and not again in a fresh interpreter), duplicate (equal
+            syntax tree as `duplicate_of`, which was tested), no_code, repeating (stopped in a loop), untested (its run ended
+            before), cancelled (another one had passed). The last two say nothing about the code.
+        execution: what running it showed; None if it was not run.
+        failure: what of it the model may be shown; None if there is nothing, or only held-back tests failed.
+        ended_s: since the beginning of the run; likewise tested_s.
+    """
+
+    ref: CandidateRef
+    text: str = ""
+    reasoning: str = ""
+    code: str = ""
+    finish_reason: FinishReason = "abort"
+    num_tokens: int = 0
+    mean_logprob: float | None = None
+    state: CandidateState = "untested"
+    duplicate_of: CandidateRef | None = None
+    execution: Execution | None = None
+    failure: Failure | None = None
+    ended_s: float = 0.0
+    tested_s: float | None = None
+
+
+class Attempt(Value, frozen=True, kw_only=True):
+    """One round of candidates, all answers to one prompt.
+
+    Attributes:
+        reason: why this action followed, for people.
+        repaired: whose failure the prompt shows.
+        messages: the prompt.
+        sandbox_s: time of its tests, confirmations included.
+        num_retries: how often something of ours had to be tried again.
+    """
+
+    number: int
+    action: Action
+    reason: str = ""
+    temperature: float = 0.0
+    repaired: CandidateRef | None = None
+    messages: tuple[Message, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    started_s: float = 0.0
+    wall_s: float = 0.0
+    sandbox_s: float = 0.0
+    num_retries: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens generated by all candidates."""
+        return sum(candidate.num_tokens for candidate in self.candidates)
+
+
+class Verdict(Value, frozen=True, kw_only=True):
+    """What was proved about an answer.
+
+    Attributes:
+        status: verified (the given tests passed), self_tested (tests that the model wrote passed, and candidates agree on
+            them), failed (given tests failed, or the code breaks), unchecked (nothing was tested, or nothing was proved).
+        source: where the tests come from; examples in the task count as given.
+        num_held_back: tests whose failures the model was never shown.
+        sealed: tests and code ran in separate boxes, and values were compared outside.
+        is_confirmed: passed once more in a fresh interpreter with another hash seed.
+        num_agreeing: candidates that pass the same tests, where the model wrote them.
+        p_correct: calibrated probability, once there is a lens that gives one.
+    """
+
+    status: VerdictStatus
+    source: TestSource = "none"
+    tests_run: int = 0
+    tests_passed: int = 0
+    num_held_back: int = 0
+    sealed: bool = False
+    tier: Tier | None = None
+    is_confirmed: bool = False
+    num_agreeing: int = 0
+    p_correct: float | None = None
+
+
+class OurFailure(Value, frozen=True, kw_only=True):
+    """What of ours ended a run: code and message of the error. Says nothing about any candidate."""
+
+    code: str
+    message: str
+
+
+class Run(Value, frozen=True, kw_only=True):
+    """One solving of a request, closed.
+
+    Attributes:
+        entry_point: what was tested.
+        checks: what the code was tested with; their `code` is empty.
+        answer: the text whose code is `code`.
+        winner: the candidate that was chosen; None if there is no code.
+        ended_by: passed, agreed, deadline, tokens, sandbox_s, max_attempts, policy (it gave up), or failure (ours).
+        num_tokens: generated, tests that the model wrote included.
+    """
+
+    request: Request
+    route: Route
+    verdict: Verdict
+    attempts: tuple[Attempt, ...] = ()
+    entry_point: str = ""
+    checks: tuple[Program, ...] = ()
+    code: str = ""
+    answer: str = ""
+    winner: CandidateRef | None = None
+    ended_by: str = ""
+    failure: OurFailure | None = None
+    num_tokens: int = 0
+    sandbox_s: float = 0.0
+    wall_s: float = 0.0
+
+
+class SolveEvent(Value, frozen=True, kw_only=True, tag_field="event"):
+    """Base of what happens while a request is solved; `at_s` counts from the beginning. Whoever stores events numbers them."""
+
+    at_s: float = 0.0
+
+
+class RunStarted(SolveEvent, frozen=True, kw_only=True, tag="run.started"):
+    """The route is chosen and the visible tests are read; 0 tests: the model will be asked for some."""
+
+    route: Route
+    entry_point: str = ""
+    source: TestSource = "none"
+    num_tests: int = 0
+    num_held_back: int = 0
+
+
+class SelfTestsWritten(SolveEvent, frozen=True, kw_only=True, tag="tests.written"):
+    """The model wrote tests for itself."""
+
+    num_tests: int
+    num_tokens: int = 0
+
+
+class AttemptStarted(SolveEvent, frozen=True, kw_only=True, tag="attempt.started"):
+    """A prompt was submitted."""
+
+    attempt: int
+    action: Action
+    k: int
+    temperature: float
+    reason: str = ""
+
+
+class CandidateEnded(SolveEvent, frozen=True, kw_only=True, tag="candidate.ended"):
+    """A candidate was generated, and its code read."""
+
+    candidate: CandidateRef
+    num_tokens: int
+    state: CandidateState
+
+
+class CandidateTested(SolveEvent, frozen=True, kw_only=True, tag="candidate.tested"):
+    """A candidate was run; `message` is what it failed with."""
+
+    candidate: CandidateRef
+    state: CandidateState
+    tests_run: int = 0
+    tests_passed: int = 0
+    message: str = ""
+
+
+class WorkRetried(SolveEvent, frozen=True, kw_only=True, tag="work.retried"):
+    """Something of ours failed and is tried again; says nothing about any candidate."""
+
+    what: str
+    failure: OurFailure
+    after_s: float
+
+
+class AttemptEnded(SolveEvent, frozen=True, kw_only=True, tag="attempt.ended"):
+    """A round of candidates is done; the attempt as it will stand in the Run."""
+
+    attempt: Attempt
+
+
+class RunClosed(SolveEvent, frozen=True, kw_only=True, tag="run.closed"):
+    """The last event: everything that was done, and the verdict."""
+
+    run: Run
+
+
+Event = RunStarted | SelfTestsWritten | AttemptStarted | CandidateEnded | CandidateTested | WorkRetried | AttemptEnded | RunClosed

@@ -14,7 +14,8 @@ from atlas.errors import AtlasError
 COMMANDS = {
     "serve": ("atlas.cli.serve:serve", "Serve a model to OpenAI and Anthropic clients."),
     "ask": ("atlas.cli.ask:ask", "Ask the running server one question."),
-    "verify": ("atlas.cli.verify:verify", "Run code, or a change to a project, with its tests."),
+    "solve": ("atlas.cli.solve:solve", "Solve a task with code that was run."),
+    "verify": ("atlas.cli.verify:verify", "Run code, or a change to a project, with its tests; or check a receipt."),
     "mcp": ("atlas.cli.mcp:mcp", "Offer `verify` to a coding agent over stdin and stdout."),
     "connect": ("atlas.cli.connect:connect", "Point a coding agent at the running server."),
     "keys": ("atlas.cli.keys:keys", "Create, list, rotate and revoke API keys."),

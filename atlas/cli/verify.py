@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from atlas.cli.options import json_option, read_settings, settings_options
+from atlas.cli.receipts import verify_receipt
 from atlas.cli.sandboxes import in_sandbox
 from atlas.errors import OperatorError
 from atlas.sandbox import CaseRequest, Evidence, RunRequest, make_branch, write_changes
@@ -26,6 +27,7 @@ LANGUAGES = {
 }
 MODES = ("run", "pytest", "function", "stdin", "lint")
 SHOWN_TESTS = 10
+RECEIPT = ".json"
 
 
 @click.command()
@@ -43,16 +45,19 @@ SHOWN_TESTS = 10
 @click.option("--diff", "output", flag_value="diff", help="With --project: print the change as a diff if it is verified.")
 @click.option("--write", "output", flag_value="write", help="With --project: make the change in the files if it is verified.")
 @click.option("--branch", help="With --project: make a branch of this name if it is verified.")
+@click.option("--fingerprint", default="", help="Of a receipt: the only key to be trusted, sha256:...")
+@click.option("--no-run", is_flag=True, help="Of a receipt: check the signature only.")
 @json_option
 @settings_options
 def verify(file: Path | None, project: Path | None, config: Path | None, data_dir: str | None, **options: Any) -> None:
-    """Run code with its tests in the sandbox; exit status 0 only if it is verified.
+    """Run code with its tests in the sandbox, or check a receipt; exit status 0 only if it is verified.
 
     \b
     Example:
       atlas verify solution.py --tests test_solution.py
       atlas verify add.py --entry-point add --cases cases.json --json
       atlas verify --project . --python .venv --tests "pytest -k parser" --edits change.diff --write
+      atlas verify receipt.json --fingerprint sha256:1f0c...
 
     Tests import the code as `solution`. Exit status 1: not verified. 2: misused.
     """
@@ -61,8 +66,10 @@ def verify(file: Path | None, project: Path | None, config: Path | None, data_di
         raise click.UsageError("name a FILE, or a directory with --project")
     if project is not None:
         verify_project(settings, project, options)
-    else:
-        assert file is not None
+    elif file is not None and file.suffix == RECEIPT:
+        run_again, as_json = not options["no_run"], options["as_json"]
+        verify_receipt(settings, file, fingerprint=options["fingerprint"], run_again=run_again, as_json=as_json)
+    elif file is not None:
         verify_file(settings, file, options)
 
 

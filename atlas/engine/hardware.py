@@ -71,6 +71,20 @@ def parse_gpus(listing: str) -> Gpu | None:
     return max(found, key=lambda gpu: gpu.free_bytes, default=None)
 
 
+def has_unsafe_amx(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this is a virtual machine whose processor announces AMX.
+
+    Some lose its registers when a thread is moved, and the next tile instruction ends the process with SIGILL: seen five times in
+    two hours of tests on a Xeon (docs/log.md, 2026-11-28).
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return "hypervisor" in flags and "amx_tile" in flags
+
+
 def gpu_backend() -> str | None:
     """The GPU backend among llama.cpp's shared libraries. The runner asks llama.cpp itself once it is loaded."""
     spec = importlib.util.find_spec("llama_cpp")  # finds without importing: that would take a second

@@ -20,6 +20,7 @@ import llama_cpp.llama_cpp as c
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas.engine.hardware import has_unsafe_amx
 from atlas.errors import EngineFailed, ModelFileError
 
 Tokens = NDArray[np.signedinteger[Any]]  # int32 where C reads it; numpy's own index type where it only indexes
@@ -132,6 +133,7 @@ class Model:
         c.llama_backend_init()
         params = c.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        params.use_extra_bufts = not has_unsafe_amx()  # AMX is one of these kinds of buffers
         self.handle = c.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise ModelFileError(f"{path} cannot be loaded: damaged, not a GGUF, or an architecture llama.cpp does not know")

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from atlas.types import Example, Failure, Message, Snippet
+from atlas.types import Case, Example, Failure, Message, Snippet
 
 PROMPT_VERSION = 1
 
@@ -24,6 +24,12 @@ REWRITE = "{path}\n```python\n{source}\n```\n\nRewrite the function {entry_point
 EDIT = "{path}\n```python\n<<<<<<< SEARCH\n{search}\n=======\n{replace}\n>>>>>>> REPLACE\n```"
 WRONG_RESULT = "This test fails:\n\nassert {call} == {expected}\n- expected {expected}\n+ returned {returned}\n\nFix the code."
 CRASH = "The code fails:\n\n{traceback}\n\nFix the code."
+
+# Not in the hash: the bundled model was not trained on these.
+PROGRAM = "\n\nWrite a program that reads from standard input and writes to standard output."
+PROGRAM_EXAMPLE = "\n\nInput:\n{given}\n\nOutput:\n{expected}"
+NAME = "\n\nName it {entry_point}."
+ANOTHER_PLAN = "the usual solutions to this were wrong. Plan the steps in comments, another way than usual, then write the code."
 
 CODE_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 
@@ -89,6 +95,24 @@ def prompt_hash() -> str:
     texts = [f"{message.role}\n{message.content}" for messages in _specimens() for message in messages]
     digest = hashlib.sha256("\0".join([*texts, edit_block("p", "s", "r"), code_block("c")]).encode())
     return f"{PROMPT_VERSION}-{digest.hexdigest()[:16]}"
+
+
+def program_task(task: str, examples: Sequence[Case]) -> str:
+    """A task for a whole program, with examples of input and output."""
+    shown = [
+        PROGRAM_EXAMPLE.format(given=(case.stdin or "").rstrip("\n"), expected=case.expected.rstrip("\n")) for case in examples
+    ]
+    return task + PROGRAM + "".join(shown)
+
+
+def named_task(task: str, entry_point: str) -> str:
+    """A task that does not say what the function is to be called."""
+    return task + NAME.format(entry_point=entry_point)
+
+
+def another_plan(hint: str = "") -> str:
+    """A hint that asks for another way, after one the user gave."""
+    return f"{hint.rstrip('. ')}. {ANOTHER_PLAN[0].upper()}{ANOTHER_PLAN[1:]}" if hint else ANOTHER_PLAN
 
 
 def _conversation(system: str | None, user: str) -> tuple[Message, ...]:

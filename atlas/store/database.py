@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 
 BUSY_TIMEOUT_MS = 5000  # only a backup tool can hold the file against us; chosen
 
@@ -25,11 +26,13 @@ class Database(ABC):
     Attributes:
         name: for messages; holds no password.
         remedy: what to do when it cannot be opened.
+        insert: the dialect's own INSERT, which knows ON CONFLICT.
     """
 
     name: str
     remedy: str
     engine: sa.Engine
+    insert: Callable[[sa.Table], Any]
     _connection: sa.Connection | None = None
 
     @contextmanager
@@ -76,6 +79,7 @@ class SQLite(Database):
     """A file in the data directory, for its owner's eyes only."""
 
     remedy = "restore it from a backup, or move it away to start anew"
+    insert = staticmethod(sqlite.insert)
 
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600)

@@ -25,7 +25,7 @@ from atlas.errors import BadRequest, Conflict
 from atlas.store.live_batch import Batches
 from atlas.store.live_rebuild import EPOCH, Rebuild
 from atlas.store.live_refusal import refusal
-from atlas.store.live_trust import Script, TrustedRedis, unavailable
+from atlas.store.live_trust import Script, TrustedRedis
 from atlas.store.live_values import (
     Argument,
     Ask,
@@ -44,6 +44,7 @@ from atlas.types import Limits, Usage
 log = structlog.get_logger("atlas.live")
 
 TIMEOUT_S = 1.0
+COMPLAINT = "limits cannot be counted now, and nothing is let in uncounted; try again in a moment"
 MAX_OWED = 10_000  # corrections kept while Redis is away; beyond it everything is rebuilt instead
 
 
@@ -66,12 +67,15 @@ class Live:
     ) -> None:
         self._window_s = window_s
         prefix, window_us = f"{namespace}:live:", round(window_s * 1e6)
-        self._admit = Script("admit", prefix=prefix, window_us=window_us)
-        self._extend = Script("extend", prefix=prefix, window_us=window_us)
-        self._settle = Script("settle", prefix=prefix, window_us=window_us, flags=" flags=allow-oom")
+        constants: dict[str, str | int] = {"PREFIX": prefix, "WINDOW_US": window_us}
+        self._admit = Script("admit", shared="common", constants=constants)
+        self._extend = Script("extend", shared="common", constants=constants)
+        self._settle = Script("settle", shared="common", constants=constants, flags=" flags=allow-oom")
         self._builder = Rebuild(redis, prefix=prefix, window_us=window_us)
         scripts = (self._settle, self._extend, self._admit)
-        self._redis = TrustedRedis(redis, builder=self._builder, scripts=scripts, source=source, on_look=self._pay_all)
+        self._redis = TrustedRedis(
+            redis, builder=self._builder, scripts=scripts, source=source, on_look=self._pay_all, complaint=COMPLAINT
+        )
         self._batches = Batches(self._redis, scripts)
         self._owed: dict[str, tuple[Argument, ...]] = {}  # arguments of settle.lua by request, until it has answered
 
@@ -118,7 +122,7 @@ class Live:
         try:
             reply = await self._batches.run(self._extend, *_who(ask), tokens, cost, *_limits(ask))
         except Silent:
-            raise unavailable() from None
+            raise self._redis.unavailable() from None
         return reply == b"ok"
 
     async def settle(self, ask: Ask, *, tokens: int, cost: int) -> None:
@@ -180,7 +184,7 @@ class Live:
             raise
         except Silent:
             self._owe(ask, "withdraw")
-            raise unavailable() from None
+            raise self._redis.unavailable() from None
 
     async def _budgets(self, whose: Any, name: str, limits: Limits, now_s: int) -> list[Budget]:
         day = datetime.fromtimestamp(now_s, UTC).date()

@@ -30,7 +30,7 @@ class Batches:
             replies with a line for each.
     """
 
-    def __init__(self, redis: TrustedRedis, scripts: Sequence[Script]) -> None:
+    def __init__(self, redis: TrustedRedis[Any], scripts: Sequence[Script]) -> None:
         self._redis = redis
         self._waiting: dict[Script, list[_Asked]] = {script: [] for script in scripts}
         self._serving: asyncio.Task[Any] | None = None

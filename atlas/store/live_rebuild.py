@@ -52,7 +52,7 @@ class Rebuild:
         running, recent = list(counts.reservations), list(counts.recent)
         known = await self._known([row.request_id for row in running] + [row.request_id for row in recent])
         await self._redis.call("DEL", self.mark)
-        await self._send([("UNLINK", key) async for key in self._stale()])
+        await self._send([("UNLINK", key) async for key in scan(self._redis, f"{self._prefix}[bcr]:*")])
         await self._send(self._budgets(counts, running))
         await self._send([command for request in running for command in self._register(request, known.get(request.request_id))])
         await self._send([("SET", self._request_key(row.request_id), "ended", "PX", self._keep_ms) for row in recent])
@@ -121,25 +121,31 @@ class Rebuild:
         yield ("HSETNX", window, "last", bucket)
         yield ("PEXPIRE", window, self._keep_ms)
 
-    async def _stale(self) -> AsyncIterator[bytes]:
-        """Keys that are written anew. A stray SCAN reply may name a key twice, which UNLINK does not mind."""
-        cursor: bytes | int = 0
-        while True:
-            cursor, keys = await self._redis.call("SCAN", cursor, "MATCH", f"{self._prefix}[bcr]:*", "COUNT", 1000)
-            for key in keys:
-                yield key
-            if int(cursor) == 0:
-                return
-
     async def _now_us(self) -> int:
         seconds, micros = await self._redis.call("TIME")
         return int(seconds) * 1_000_000 + int(micros)
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
-        replies: list[Any] = []
-        for start in range(0, len(commands), PAGE):
-            replies += await asyncio.gather(*(self._redis.call(*command) for command in commands[start : start + PAGE]))
-        return replies
+        return await send(self._redis, commands)
+
+
+async def send(redis: Caller, commands: Sequence[Command]) -> list[Any]:
+    """The replies of many commands, a page of them on the way at a time."""
+    replies: list[Any] = []
+    for start in range(0, len(commands), PAGE):
+        replies += await asyncio.gather(*(redis.call(*command) for command in commands[start : start + PAGE]))
+    return replies
+
+
+async def scan(redis: Caller, pattern: str) -> AsyncIterator[bytes]:
+    """Keys that match. A stray SCAN reply may name a key twice, which UNLINK does not mind."""
+    cursor: bytes | int = 0
+    while True:
+        cursor, keys = await redis.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+        for key in keys:
+            yield key
+        if int(cursor) == 0:
+            return
 
 
 def _charges(running: Sequence[OpenReservation], recent: Sequence[Usage]) -> list[Charge]:

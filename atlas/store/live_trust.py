@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
 from atlas.errors import AtlasError, LimitsUnavailable
-from atlas.store.live_rebuild import Rebuild
-from atlas.store.live_values import Argument, Caller, Counts, Refused, ScriptMissing, Silent
+from atlas.store.live_values import Argument, Caller, Refused, ScriptMissing, Silent
 
 log = structlog.get_logger("atlas.live")
+
+Truth = TypeVar("Truth")
+Known = TypeVar("Known", contravariant=True)
 
 WAIT_S = 1.0  # for a Redis that is being looked at; one that is known to be away is not waited for
 RETRY_AFTER_S = 1.0  # what a client is told when Redis is away; a private one is back within about that time
@@ -31,17 +33,31 @@ OLDEST_REDIS = (7, 0)
 
 
 class Script:
-    """A Lua file, with what the scripts share and the constants of this namespace in front."""
+    """A Lua file, with the file `shared` and the constants of this namespace in front."""
 
-    def __init__(self, name: str, *, prefix: str, window_us: int, flags: str = "") -> None:
+    def __init__(self, name: str, *, shared: str, constants: Mapping[str, str | int], flags: str = "") -> None:
         folder = Path(__file__).parent
-        shared, own = ((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name))
-        self.text = f"#!lua{flags}\nlocal PREFIX, WINDOW_US = '{prefix}', {window_us}\n{shared}\n{own}"
+        parts = [(folder / f"{part}.lua").read_text(encoding="utf-8") for part in (shared, name)]
+        values = ", ".join(f"'{value}'" if isinstance(value, str) else str(value) for value in constants.values())
+        self.text = "\n".join([f"#!lua{flags}", f"local {', '.join(constants)} = {values}", *parts])
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-class TrustedRedis:
-    """Redis while its counts can be trusted, LimitsUnavailable otherwise. Watches it from the first use on.
+class Builder(Protocol[Known]):
+    """Writes what Redis holds anew.
+
+    Attributes:
+        mark: key that holds the run id of the Redis that was rebuilt; without it the scripts refuse.
+    """
+
+    mark: str
+
+    async def run(self, truth: Known, *, run_id: bytes) -> None:
+        """Write everything, the mark last."""
+
+
+class TrustedRedis(Generic[Truth]):
+    """Redis while what it holds can be trusted, LimitsUnavailable otherwise. Watches it from the first use on.
 
     Attributes:
         trouble: why Redis cannot be used, for the operator; empty while it can, and before anybody has tried.
@@ -51,12 +67,14 @@ class TrustedRedis:
         self,
         redis: Caller,
         *,
-        builder: Rebuild,
+        builder: Builder[Truth],
         scripts: Sequence[Script],
-        source: Callable[[], Counts] | None,
+        source: Callable[[], Truth] | None,
         on_look: Callable[[], Awaitable[None]],
+        complaint: str,
     ) -> None:
         self.trouble = ""
+        self._complaint = complaint  # for the client, who need not know where Redis is
         self._redis = redis
         self._builder = builder
         self._scripts = scripts
@@ -67,6 +85,7 @@ class TrustedRedis:
         self._wake = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
         self._recovering = asyncio.Lock()
+        self._reading: asyncio.Future[Truth] | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -89,12 +108,12 @@ class TrustedRedis:
                 self._lose(str(error))
                 if isinstance(error, Silent):
                     raise
-                raise unavailable() from None
+                raise self.unavailable() from None
             else:
                 if reply != b"lost":
                     return reply
                 self._doubt()
-        raise unavailable()
+        raise self.unavailable()
 
     async def call(self, *arguments: Argument) -> Any:
         """The reply of a command that changes nothing.
@@ -107,7 +126,7 @@ class TrustedRedis:
             return await self._redis.call(*arguments)
         except (Silent, Refused) as error:
             self._lose(str(error))
-            raise unavailable() from None
+            raise self.unavailable() from None
 
     async def until_ready(self) -> None:
         """Wait a little if Redis is being looked at.
@@ -123,10 +142,10 @@ class TrustedRedis:
                 async with asyncio.timeout(WAIT_S):
                     await self._ready.wait()
         if not self._ready.is_set():
-            raise unavailable()
+            raise self.unavailable()
 
-    async def rebuild(self, counts: Counts) -> None:
-        """Write the counts anew.
+    async def rebuild(self, truth: Truth) -> None:
+        """Write everything anew.
 
         Raises:
             LimitsUnavailable: Redis does not answer, or is too old.
@@ -135,10 +154,14 @@ class TrustedRedis:
         try:
             async with self._recovering:
                 self._ready.clear()
-                await self._rebuild(counts)
+                await self._rebuild(truth)
         except (Silent, Refused) as error:
             self._lose(str(error))
-            raise unavailable() from None
+            raise self.unavailable() from None
+
+    def unavailable(self) -> LimitsUnavailable:
+        """What a client is told while Redis is away."""
+        return LimitsUnavailable(self._complaint, retry_after_s=RETRY_AFTER_S)
 
     def start(self) -> None:
         """Watch Redis, if nobody does yet."""
@@ -150,11 +173,17 @@ class TrustedRedis:
         self._run_id = b""
         self._doubt()
 
-    async def close(self) -> None:
-        """Stop watching, and disconnect."""
+    async def stop(self) -> None:
+        """Stop watching; what is not ready stays so."""
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+        if self._reading is not None:
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop watching, and disconnect."""
+        await self.stop()
         await self._redis.close()
 
     async def _watch(self) -> None:
@@ -189,11 +218,16 @@ class TrustedRedis:
                 raise LimitsUnavailable("the counts have not been rebuilt from the ledger since Redis started")
             else:
                 await asyncio.sleep(SETTLE_TIME_S if self._run_id else 0)
-                await self._rebuild(Counts(*await asyncio.to_thread(self._source)))
+                await self._rebuild(await self._read(self._source))
 
-    async def _rebuild(self, counts: Counts) -> None:
+    async def _read(self, source: Callable[[], Truth]) -> Truth:
+        """A thread cannot be cancelled: `stop` waits for it, so that the ledger may be closed after it."""
+        self._reading = asyncio.ensure_future(asyncio.to_thread(source))
+        return await asyncio.shield(self._reading)
+
+    async def _rebuild(self, truth: Truth) -> None:
         run_id = await self._identify()
-        await self._builder.run(counts, run_id=run_id)
+        await self._builder.run(truth, run_id=run_id)
         log.info("live.rebuilt")
         await self._open(run_id)
 
@@ -228,10 +262,3 @@ class TrustedRedis:
             log.warning("redis.lost", reason=trouble)
         self.trouble = trouble
         self._ready.clear()
-
-
-def unavailable() -> LimitsUnavailable:
-    """For the client, who need not know where Redis is."""
-    return LimitsUnavailable(
-        "limits cannot be counted now, and nothing is let in uncounted; try again in a moment", retry_after_s=RETRY_AFTER_S
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from atlas.errors import OperatorError, SettingsError
 from atlas.store.database import Database
@@ -34,6 +35,7 @@ class Postgres(Database):
     """
 
     remedy = "check ledger.url, and that this database is there and no other server uses it"
+    insert = staticmethod(postgresql.insert)
 
     def __init__(self, url: str) -> None:
         """Does not connect yet.

@@ -22,6 +22,7 @@ from atlas.store.ledger import CHECK_TIMEOUT_S, RETRY_AFTER_S, Ledger
 from atlas.store.postgres import Postgres
 from atlas.store.sessions import Sessions
 from atlas.store.tables import meta
+from atlas.store.tasks_book import TaskBook
 from atlas.store.usage import UsageBook
 
 PEPPER_BYTES = 32
@@ -37,6 +38,7 @@ class Store:
         sessions: signed-in people.
         usage: what requests may use and did use.
         audit: who changed what.
+        tasks: long jobs, as a journal needs them.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Store:
         self.sessions = Sessions(ledger, self.accounts, access, auth=auth, clock=clock)
         self.usage = UsageBook(ledger, usage_days=settings.usage_days)
         self.audit = AuditLog(ledger)
+        self.tasks = TaskBook(ledger, clock=clock)
 
     def check(self) -> None:
         """Write something small.

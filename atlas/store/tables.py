@@ -150,6 +150,64 @@ usage_hours = sa.Table(
     sa.Column("wall_s", sa.Float, nullable=False),
 )
 
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("owner", sa.String(32), nullable=False),
+    sa.Column("key_id", sa.String(32), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(8), nullable=False),  # queued, leased, running, closed
+    sa.Column("idempotency_key", sa.String(200)),
+    sa.Column("request", sa.LargeBinary),  # a body is here or, if it is long, in a blob of the task's folder
+    sa.Column("request_blob", sa.String(64)),
+    sa.Column("request_sha256", sa.String(64), nullable=False),
+    sa.Column("delivery", sa.Integer, nullable=False),  # raised by each hand-over to a worker; what a late one is fenced by
+    sa.Column("excused", sa.Integer, nullable=False),  # deliveries that do not count towards max_deliveries
+    sa.Column("max_deliveries", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False, index=True),
+    sa.Column("leased_at", sa.Float),
+    sa.Column("closed_at", sa.Float),
+    sa.Column("not_before", sa.Float),
+    sa.Column("deadline", sa.Float),
+    sa.Column("worker", sa.String(64), nullable=False),
+    sa.Column("outcome", sa.String(16)),  # done, failed, cancelled, dead, expired
+    sa.Column("reason", sa.String(500), nullable=False),
+    sa.Column("closed_by", sa.Integer),  # the delivery whose finish closed it
+    sa.Column("is_cancel_requested", sa.Boolean, nullable=False),
+    sa.Column("result", sa.LargeBinary),
+    sa.Column("result_blob", sa.String(64)),
+    sa.Column("result_ttl_s", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, index=True),  # NULL until it is closed
+    sa.Column("sandbox_s", sa.Float, nullable=False),
+    sa.Column("num_fenced", sa.Integer, nullable=False),
+    sa.Column("accepted_at", sa.Float),
+    sa.Column("accepted", sa.LargeBinary),
+    sa.Column("accepted_blob", sa.String(64)),
+    sa.UniqueConstraint("owner", "idempotency_key", name="uq_tasks_idempotency"),
+    sa.Index("ix_tasks_state_owner", "state", "owner"),
+    sa.Index("ix_tasks_owner_created_at", "owner", "created_at"),
+)
+
+task_steps = sa.Table(
+    "task_steps",
+    metadata,
+    sa.Column("task_id", sa.ForeignKey("tasks.id"), primary_key=True),
+    sa.Column("step", sa.String(200), primary_key=True),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Column("result", sa.LargeBinary),
+    sa.Column("result_blob", sa.String(64)),
+)
+
+task_days = sa.Table(
+    "task_days",
+    metadata,
+    sa.Column("owner", sa.String(32), primary_key=True),
+    sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),  # Unix time // 86400
+    sa.Column("sandbox_s", sa.Float, nullable=False),
+)
+
 meta = sa.Table(
     "meta",
     metadata,

@@ -6,6 +6,7 @@ each request waits for two.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -70,3 +71,21 @@ class Written(Generic[T]):
             except IndexError:  # another thread was quicker
                 return
             callback(self)
+
+
+async def arrival(written: Written[T]) -> T:
+    """Wait for it in an event loop; a waiter that goes away leaves the work to go on."""
+    loop = asyncio.get_running_loop()
+    waiting: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not waiting.done():  # its waiter was cancelled
+            waiting.set_result(None)
+
+    def arrive(_: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(wake)
+
+    written.add_done_callback(arrive)
+    await waiting
+    return written.result()

@@ -55,6 +55,9 @@ class Liar:
     def __init__(self, result: BoxResult | Exception) -> None:
         self._result = result
 
+    async def warm_up(self) -> None:
+        pass
+
     async def close(self) -> None:
         """There is nothing to close."""
 

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from atlas.settings import LedgerSettings
-from atlas.store import DataDirectory, Store, open_store
+from atlas.store import DataDirectory, Journal, Store, open_store
 from atlas.types import User
 from tests.ledgers import SERVER_URL, Cluster, fresh_database, postgres_binaries
+from tests.store.journals import PAIRS, Journals, Place, Servers, running
 
 PASSWORD = "correct horse battery staple"
 SOURCE = "192.0.2.7"
@@ -99,6 +100,45 @@ def reopen(directory: DataDirectory, ledger_url: str) -> Iterator[OpenStore]:
 @pytest.fixture
 def store(reopen: OpenStore) -> Store:
     return reopen()
+
+
+@pytest.fixture(scope="session")
+def redis_servers() -> Iterator[Servers]:
+    servers = Servers()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(params=PAIRS)
+def place(request: pytest.FixtureRequest, directory: DataDirectory, redis_servers: Servers) -> Iterator[Place]:
+    """For a journal: ledgers and Redis servers of either kind, in pairs."""
+    ledger, redis = PAIRS[request.param]
+    if ledger == "sqlite":
+        yield Place(directory, "", redis_servers.get(redis))
+        return
+    with fresh_database(request.getfixturevalue("postgres_server")) as url:
+        yield Place(directory, url, redis_servers.get(redis))
+
+
+@pytest.fixture
+async def journals(place: Place) -> AsyncIterator[Journals]:
+    journals = Journals(place)
+    yield journals
+    await journals.close()
+
+
+@pytest.fixture
+async def journal(journals: Journals) -> Journal:
+    return await journals.open()
+
+
+@pytest.fixture(params=[redis for _, redis in PAIRS.values() if redis != "url"])
+async def own_journals(request: pytest.FixtureRequest, directory: DataDirectory) -> AsyncIterator[Journals]:
+    """On SQLite, and a Redis server that a test may kill."""
+    with running(request.param) as redis:
+        journals = Journals(Place(directory, "", redis))
+        yield journals
+        await journals.close()
 
 
 def set_up(store: Store, username: str = "ana") -> User:

@@ -8,6 +8,7 @@ the socket closes the zygote ends, and with it, being pid 1 of its namespace, ev
 """
 
 import array
+import contextlib
 import gc
 import json
 import os
@@ -162,8 +163,9 @@ def main() -> None:
     except BaseException as error:  # whatever it is, the pool must hear of it
         tell_broken(control, error)
     zygote = Zygote(control, setup)
-    control.send(json.dumps({"ready": {"proc": setup.has_proc, "landlock": setup.landlock_version}}).encode())
-    zygote.serve()
+    with contextlib.suppress(BrokenPipeError):  # nobody wants it any more
+        control.send(json.dumps({"ready": {"proc": setup.has_proc, "landlock": setup.landlock_version}}).encode())
+        zygote.serve()
     os._exit(0)
 
 
@@ -229,7 +231,8 @@ def become(uid: int) -> None:
 
 def tell_broken(control: socket.socket, error: BaseException) -> NoReturn:
     number = error.errno if isinstance(error, OSError) else None
-    control.send(json.dumps({"broken": f"{type(error).__name__}: {error}"[:1000], "errno": number}).encode())
+    with contextlib.suppress(BrokenPipeError):
+        control.send(json.dumps({"broken": f"{type(error).__name__}: {error}"[:1000], "errno": number}).encode())
     os._exit(1)
 
 

@@ -64,6 +64,9 @@ class Hostile:
     def __init__(self, result: BoxResult) -> None:
         self._result = result
 
+    async def warm_up(self) -> None:
+        pass
+
     async def close(self) -> None:
         pass
 
