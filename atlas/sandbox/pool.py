@@ -36,6 +36,8 @@ log = structlog.get_logger("atlas.sandbox")
 
 T = TypeVar("T")
 
+WARM_AFTER_S = 3.0  # a server that has just been started has a model to load; whoever comes earlier starts what they need
+
 
 class Pool:
     """Slots, queue and tier. Used from one event loop."""
@@ -126,6 +128,7 @@ class Pool:
             (log.info if choice.tier else log.warning)("sandbox.chosen", tier=choice.tier, reason=choice.reason)
 
     async def _warm_up(self, boxes: Boxes) -> None:
+        await asyncio.sleep(WARM_AFTER_S)
         try:
             await boxes.warm_up()
         except SandboxUnavailable as error:
