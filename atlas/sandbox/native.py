@@ -25,6 +25,7 @@ log = structlog.get_logger("atlas.sandbox")
 
 FEW_SLOTS = 2
 SLOTS_PER_ZYGOTE = 4
+ENDING_S = 1.0
 SERVING_S = 60.0  # a candidate that is only asked is not ended by the clock before the one that asks
 EAGER = ("lite", "pytest")  # the others are started when first asked for
 
@@ -107,6 +108,8 @@ class NativeBoxes:
         try:
             result = await self._finish(asking)
         finally:
+            if serving.box.is_over:  # by itself: that is what has to be told, and not that it is ended now
+                await asyncio.wait([served], timeout=ENDING_S)
             serving.box.end("killed")
             candidate_result = await served
         return result, candidate_result

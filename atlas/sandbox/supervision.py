@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +63,13 @@ class Output:
         if len(part) > room >= 0:
             self._limit_bytes = -1  # whatever follows is dropped
             self._on_full()
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether nobody is left who could write."""
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        return bool(poll.poll(0))
 
     def close(self) -> bytes:
         """Everything kept; what is still in the pipe is read first. All writers have ended by now."""
@@ -135,6 +143,11 @@ class Box:
     def _follow(self) -> None:
         for output in self._outputs:
             output.follow()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its processes have ended; how, will be told in a moment."""
+        return self._outputs[-1].is_deserted
 
     def end(self, reason: Ending) -> None:
         """End it for this reason; the first reason stands."""
