@@ -19,7 +19,7 @@ def test_the_command_is_nobody_special_with_a_home_of_its_own() -> None:
         "import os; open(os.path.join(os.environ['HOME'], 'x'), 'w'); print(os.getresuid(), os.getgroups(), sorted(os.environ))"
     )
     assert str((USER, USER, USER)) in done.stdout, done.stderr
-    assert "PYTEST" not in done.stdout
+    assert "PYTEST_CURRENT_TEST" not in done.stdout
 
 
 def test_it_reaches_the_interpreter_the_packages_and_the_repository() -> None:
