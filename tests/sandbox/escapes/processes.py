@@ -202,7 +202,7 @@ say("scanned", scanned)
         shows=r"^scanned \d{6,}$",
     ),
     case(
-        "what a program inherits is its streams and one pipe",
+        "what a program inherits is its streams and one way to the pool",
         """
 import stat
 open_ones = []
@@ -211,13 +211,13 @@ for number in range(4096):
         mode = os.fstat(number).st_mode
     except OSError:
         continue
-    open_ones.append("pipe" if stat.S_ISFIFO(mode) else "file" if stat.S_ISREG(mode) else oct(mode))
+    open_ones.append("way out" if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else "file" if stat.S_ISREG(mode) else oct(mode))
 say("inherits", open_ones)
 """,
-        shows=r"^inherits \['file', 'pipe', 'pipe', 'pipe'\]$",
+        shows=r"^inherits \['file', 'way out', 'way out', 'way out'\]$",
     ),
     case(
-        "what a fresh interpreter inherits is its streams and one pipe",
+        "what a fresh interpreter inherits is its streams and one way to the pool",
         """
 import stat
 open_ones = []
@@ -226,11 +226,11 @@ for number in range(4096):
         mode = os.fstat(number).st_mode
     except OSError:
         continue
-    open_ones.append("pipe" if stat.S_ISFIFO(mode) else "file" if stat.S_ISREG(mode) else oct(mode))
+    open_ones.append("way out" if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else "file" if stat.S_ISREG(mode) else oct(mode))
 say("inherits", open_ones)
 """,
         fresh=True,
-        shows=r"^inherits \['file', 'pipe', 'pipe', 'pipe'\]$",
+        shows=r"^inherits \['file', 'way out', 'way out', 'way out'\]$",
     ),
     case(
         "descriptors of other processes cannot be fetched",
