@@ -45,6 +45,7 @@ WITHOUT = {"bwrap": shutil.which("bwrap") is None}
 class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     """All attacks in one tier, by one user."""
 
+    tier: Tier
     outcomes: dict[str, Outcome]
     damage: list[str]
     left: list[str]
@@ -60,6 +61,7 @@ def wage(identity: Identity, tier: Tier, parallel: int) -> Campaign:
         together = drive(world, identity, tier, parallel, [case for case in cases if not case.alone])
         alone = drive(world, identity, tier, 1, [case for case in cases if case.alone])
         return Campaign(
+            tier=tier,
             outcomes={outcome.name: outcome for outcome in (*together.outcomes, *alone.outcomes)},
             damage=world.damage(),
             left=together.left + alone.left,
@@ -110,7 +112,7 @@ def waged(identity: Identity, tier: Tier, parallel: int) -> Campaign:
 
 
 def verdict(escape: Escape, campaign: Campaign) -> list[str]:
-    return faults(escape, campaign.outcomes[escape.name], campaign.canary)
+    return faults(escape, campaign.outcomes[escape.name], campaign.canary, is_bare=campaign.tier == "landlock")
 
 
 def aftermath(campaign: Campaign) -> list[str]:
@@ -183,6 +185,16 @@ def test_an_attack_is_contained_in_a_lesser_tier(name: str, tier: Tier, identity
     if WITHOUT.get(tier):
         pytest.skip(f"there is no {tier} here")
     assert verdict(escape, waged(identity, tier, 4)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_S)
+@as_everybody
+@pytest.mark.parametrize("tier", ["bwrap", "landlock"])
+def test_host_and_pool_are_as_they_were_after_all_attacks_in_a_lesser_tier(tier: Tier, identity: Identity) -> None:
+    if WITHOUT.get(tier):
+        pytest.skip(f"there is no {tier} here")
+    assert aftermath(waged(identity, tier, 4)) == []
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ RIGHT = TASK.reference
 
 
 LATE_WALL = pytest.mark.xfail(
-    reason="the tests' box runs out of time first, and the candidate's is then called killed", strict=True
+    reason="the tests' box runs out of time first, and the candidate's is then called killed", strict=False
 )
 
 

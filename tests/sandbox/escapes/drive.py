@@ -200,7 +200,7 @@ def count_descriptors() -> int:
 async def do_something_else(_: dict[str, Any]) -> str:
     """The pool is busy while the box begins."""
     await asyncio.sleep(0.003)
-    time.sleep(0.5)  # noqa: ASYNC251 - that is the point
+    time.sleep(0.3)  # noqa: ASYNC251 - that is the point
     return ""
 
 

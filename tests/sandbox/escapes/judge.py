@@ -12,20 +12,28 @@ MAX_LAG_S = 0.5
 LATE_S = 3.0  # beyond its limit of time, on a machine with twenty times as much to do as it has processors
 
 
-def faults(escape: Escape, outcome: Outcome, canary: str) -> list[str]:
-    """What is not as it must be; nothing, if the attack was contained."""
-    return [*_faults(escape, outcome, canary)]
+def faults(escape: Escape, outcome: Outcome, canary: str, *, is_bare: bool = False) -> list[str]:
+    """What is not as it must be; nothing, if the attack was contained.
+
+    `is_bare`: in a tier that gives a program so little (no /proc, no sockets) that many an attack does not come to its end.
+    """
+    return [*_faults(escape, outcome, canary, is_bare=is_bare)]
 
 
-def _faults(escape: Escape, outcome: Outcome, canary: str) -> Iterator[str]:
+def _faults(escape: Escape, outcome: Outcome, canary: str, *, is_bare: bool) -> Iterator[str]:
     if outcome.failure:
         yield f"reported as a failure of ours: {outcome.failure}"
         return
     assert outcome.main is not None
-    yield from _main_faults(escape, outcome.main)
+    if not is_bare:
+        yield from _main_faults(escape, outcome.main)
+        yield from _others_faults(outcome)
     yield from _pool_faults(escape, outcome)
     for box in filter(None, (outcome.main, outcome.along, outcome.then)):
         yield from _leaks(escape, box, canary)
+
+
+def _others_faults(outcome: Outcome) -> Iterator[str]:
     for box in filter(None, (outcome.along, outcome.then)):
         if not box.stdout.endswith(b"done\n"):
             yield f"the other program did not come to its end: {box.ending}, {box.everything[-500:]}"

@@ -48,6 +48,22 @@ while True:
         limits=SMALL,
     ),
     case(
+        "memory beside zombies is found",
+        """
+for _ in range(20):
+    if os.fork() == 0:
+        os._exit(0)
+time.sleep(0.1)
+def hold():
+    held = bytearray(b"x") * (12 << 20)
+    time.sleep(60)
+in_many(20, hold)
+""",
+        endings=MEMORY,
+        finishes=False,
+        limits={"memory_bytes": 192 * MB},
+    ),
+    case(
         "memory shared between processes is found",
         """
 import mmap
@@ -169,8 +185,6 @@ def fill():
                         end.send(bytes(65536))
                 except BlockingIOError:
                     pass
-            if len(pairs) >= 8:
-                break
     except OSError as error:
         pass
     time.sleep(60)

@@ -85,7 +85,7 @@ socket.create_server(("127.0.0.1", HOST["box_port"]))
     case(
         "changed modules are changed in one run only",
         """
-import builtins, math, random
+import builtins, gc, math, random
 json.loads = lambda *a, **k: "poisoned"
 math.sqrt = lambda x: "poisoned"
 builtins.len = lambda x: 42
@@ -101,7 +101,7 @@ sys.dont_write_bytecode = False
 random.seed(1)
 os.environ["POISON"] = "1"
 os.putenv("POISON", "1")
-import gc; gc.disable()
+gc.disable()
 sys.settrace(lambda *a: None); sys.setprofile(lambda *a: None)
 sys.addaudithook(lambda *a: None)
 sys.excepthook = sys.unraisablehook = lambda *a: None
