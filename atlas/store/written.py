@@ -33,16 +33,21 @@ class Written(Generic[T]):
             TimeoutError: it takes longer than `timeout_s`.
             BaseException: whatever went wrong.
         """
-        done = threading.Event()
-        self.add_done_callback(lambda _: done.set())
-        if not done.wait(timeout_s):
-            raise TimeoutError
-        if self._error is not None:
-            raise self._error
+        if (error := self.exception(timeout_s)) is not None:
+            raise error
         return self._result  # type: ignore[return-value]  # a T by now
 
-    def exception(self) -> BaseException | None:
-        """What went wrong, if it is over and anything did."""
+    def exception(self, timeout_s: float | None = None) -> BaseException | None:
+        """Wait for it; what went wrong, if anything did.
+
+        Raises:
+            TimeoutError: it takes longer than `timeout_s`.
+        """
+        if not self._is_done:
+            done = threading.Event()
+            self.add_done_callback(lambda _: done.set())
+            if not done.wait(timeout_s):
+                raise TimeoutError
         return self._error
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
