@@ -34,10 +34,10 @@ class Client:
             connection.sendall(msgspec.json.encode({"method": method, "params": params}) + b"\n")
             line = self._replies.readline()
         except OSError as error:
-            self._disconnect()
+            self.close()
             raise Unreachable(str(error)) from None
         if not line.endswith(b"\n"):
-            self._disconnect()
+            self.close()
             raise Unreachable("the connection was closed")
         reply = msgspec.json.decode(line)
         if "unavailable" in reply:
@@ -62,7 +62,10 @@ class Client:
         self._connection.settimeout(timeout_s)
         return self._connection
 
-    def _disconnect(self) -> None:
+    def close(self) -> None:
+        if self._replies is not None:
+            self._replies.close()
+            self._replies = None
         if self._connection is not None:
             self._connection.close()
             self._connection = None
