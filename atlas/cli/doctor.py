@@ -19,6 +19,8 @@ import click
 import msgspec
 
 from atlas import __version__, control
+from atlas.cli.doctor_check import Check
+from atlas.cli.doctor_sandbox import check_sandbox
 from atlas.cli.models import find_registry
 from atlas.cli.options import find_directory, json_option, read_settings, settings_options
 from atlas.cli.serve import bind, check_exposure
@@ -32,14 +34,6 @@ LOW_DISK_BYTES = 1024**3
 # In a process of its own: a damaged shared library may abort whoever loads it.
 _PROBE = "import llama_cpp; print(llama_cpp.__version__, llama_cpp.llama_supports_gpu_offload())"
 _PROBE_TIMEOUT_S = 60.0
-
-
-class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing looked at. `warn`: works, but not as it could; `fail`: `atlas serve` would not work."""
-
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    detail: str
 
 
 @click.command()
@@ -78,6 +72,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield check_server(directory, server)
     yield check_port(settings, server)
     yield from check_models(settings)
+    yield from check_sandbox(settings.sandbox)
 
 
 def check_llama() -> Check:
