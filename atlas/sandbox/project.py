@@ -26,6 +26,7 @@ from atlas.sandbox.project_command import (
     files_named,
     find_interpreter,
     parse_command,
+    state_of,
     words_of,
 )
 from atlas.sandbox.project_files import Survey, digest, read_text, survey
@@ -46,13 +47,15 @@ class Plan(NamedTuple):
     directory: Path
     command: Command
     python: Interpreter
+    environment: tuple[int, ...]
     found: Survey
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Runs without an edit that share it are one run."""
         check = self.check
-        return (self.found.digest, str(self.directory), check.tests, self.python, check.protected, check.read_only, check.limits)
+        own = (self.found.digest, str(self.directory), self.python, self.environment)
+        return (*own, check.tests, check.protected, check.read_only, check.limits)
 
     def rules(self, before: ProjectRun | None = None) -> Rules:
         """What is protected; the results of a run name the files that hold tests, whatever these are called."""
@@ -120,16 +123,17 @@ class Projects:
         async with self._locks.setdefault(plan.key, asyncio.Lock()):
             known = self._baselines.get(plan.key)
             run = known or await self._run(plan, plan.rules(), {})
-            _ensure_usable(run, plan)
-            self._remember(plan.key, run)
+            if known is None:
+                _ensure_usable(run, plan)
+                self._remember(plan.key, run)
             return run
 
     def _remember(self, key: tuple[Any, ...], run: ProjectRun) -> None:
         self._baselines[key] = run
         self._baselines.move_to_end(key)
         while len(self._baselines) > MAX_BASELINES:
-            oldest, _ = self._baselines.popitem(last=False)
-            self._locks.pop(oldest, None)
+            self._baselines.popitem(last=False)
+        self._locks = {known: lock for known, lock in self._locks.items() if lock.locked()}
 
     async def _run(self, plan: Plan, rules: Rules, changes: Changes) -> ProjectRun:
         result = await self._boxes.run(_spec(plan, rules, changes))
@@ -154,7 +158,7 @@ def _plan(check: ProjectCheck) -> Plan:
         if not Path(path).is_absolute() or Path(path) == Path("/"):
             raise BadRequest(f"read_only = {path!r}: name a place by its absolute path", param="read_only")
     command, python = parse_command(check.tests), find_interpreter(check.python, directory)
-    return Plan(check, directory, command, python, survey(directory))
+    return Plan(check, directory, command, python, state_of(python), survey(directory))
 
 
 def _apply(plan: Plan, rules: Rules) -> Change | EditRejection:

@@ -109,6 +109,12 @@ def find_interpreter(given: str, directory: Path) -> Interpreter:
     return Interpreter(str(path), tuple(places))
 
 
+def state_of(python: Interpreter) -> tuple[int, ...]:
+    """Another one when a package was installed, or taken away."""
+    packages = (found for place in python.places for found in sorted(Path(place).glob("lib/python*/site-packages")))
+    return tuple(found.stat().st_mtime_ns for found in packages)
+
+
 def environment_of(python: Interpreter, command: Command) -> dict[str, str]:
     """What the command is started with, beside what every box has."""
     binaries = Path(python.executable).parent
