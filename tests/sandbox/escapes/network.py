@@ -72,7 +72,7 @@ for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET, "198.51.
     case(
         "no name is resolved",
         """
-for name in ("example.com", "metadata.google.internal", "host.docker.internal", "kubernetes.default.svc", "pypi.org"):
+for name in ("example.com", "metadata.google.internal", "host.docker.internal", "kubernetes.default.svc", "example.org"):
     attempt(name, socket.getaddrinfo, name, 80)
     attempt(name, socket.gethostbyname, name)
 say("localhost", socket.gethostbyname("localhost"))
