@@ -16,7 +16,8 @@ CHILD = [sys.executable, str(Path(__file__).with_name("scripted_child.py"))]
 overrides = dict(argument.split("=", 1) for argument in sys.argv[1:])
 config = Path(os.environ["CONFIG"]) if "CONFIG" in os.environ else None
 try:
-    run_server(load_settings(config, os.environ, overrides), command=CHILD, config=config)
+    is_unsafe = os.environ.get("SERVE_UNSAFE") == "1"  # --unsafe-no-sandbox
+    run_server(load_settings(config, os.environ, overrides), command=CHILD, config=config, is_unsafe=is_unsafe)
 except AtlasError as error:
     Refused(error.message).show()
     sys.exit(1)
