@@ -625,6 +625,7 @@ class ProjectRun(Value, frozen=True, kw_only=True):
         uncollected: files whose tests could not be collected, and why.
         signs: of interference with the tests, or of nothing: only what the run without the edit does not show counts.
         plugins: of pytest, each with its file; left out of verdicts, where only the difference counts.
+        helpers: files of those that the project or the command named; left out likewise.
         message: why it is not passed, in a sentence.
         stdout: the end of it, as of stderr.
     """
@@ -636,6 +637,7 @@ class ProjectRun(Value, frozen=True, kw_only=True):
     uncollected: tuple[CaseResult, ...] = ()
     signs: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
+    helpers: tuple[str, ...] = ()
     message: str = ""
     stdout: str = ""
     stderr: str = ""

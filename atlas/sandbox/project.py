@@ -58,9 +58,13 @@ class Plan(NamedTuple):
         return (*own, check.tests, check.protected, check.read_only, check.limits)
 
     def rules(self, before: ProjectRun | None = None) -> Rules:
-        """What is protected; the results of a run name the files that hold tests, whatever these are called."""
-        tests = [case.name.partition("::")[0] for case in (*before.cases, *before.uncollected)] if before else []
-        return make_rules(self.found, patterns=self.check.protected, named=[*files_named(self.command, self.directory), *tests])
+        """What is protected. A run names the files that hold tests, and plugins of the project, whatever these are called."""
+        named = files_named(self.command, self.directory)
+        if before is not None:
+            named += [case.name.partition("::")[0] for case in (*before.cases, *before.uncollected)]
+            helpers = [Path(path) for path in before.helpers]
+            named += [str(path.relative_to(self.directory)) for path in helpers if path.is_relative_to(self.directory)]
+        return make_rules(self.found, patterns=self.check.protected, named=named)
 
 
 class Projects:
@@ -105,8 +109,8 @@ class Projects:
             judged = compare(before, after, fail_to_pass=plan.check.fail_to_pass, signs=signs)
         return ProjectVerdict(
             tier=self._boxes.tier,
-            before=replace(before, plugins=()),
-            after=replace(after, plugins=()),
+            before=replace(before, plugins=(), helpers=()),
+            after=replace(after, plugins=(), helpers=()),
             diff=render_diff(edit.before, edit.after),
             changes=edit.after,
             digests={path: digest(text) for path, text in edit.before.items()},

@@ -31,6 +31,7 @@ class Word(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     finished: int | None = None
     is_reporting: bool = True
     plugins: tuple[str, ...] = ()
+    helpers: tuple[str, ...] = ()
     signs: tuple[str, ...] = ()
     ended: int | None = None
     tampering: tuple[str, ...] = ()
@@ -65,6 +66,7 @@ def conclude(result: BoxResult, *, hears_tests: bool) -> ProjectRun:
         uncollected=tuple(heard.uncollected.values()),
         signs=tuple(heard.signs),
         plugins=heard.finish.plugins if heard.finish else (),
+        helpers=heard.finish.helpers if heard.finish else (),
         message=message,
         stdout=decode(result.stdout)[-OUTPUT_CHARS:],
         stderr=decode(result.stderr)[-OUTPUT_CHARS:],

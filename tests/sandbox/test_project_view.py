@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from atlas.errors import BadRequest, SandboxRefused
 from atlas.sandbox.exec_boxes import ExecBoxes
@@ -160,6 +161,22 @@ async def test_a_run_without_the_edit_is_made_once_and_again_when_the_project_ch
     (project / "thing.py").write_text("VALUE = 3\n")
     third = await projects.check(check(project))
     assert (third.passed, third.before != first.before) == (True, True)
+
+
+async def test_what_turns_out_to_hold_tests_or_to_help_them_is_protected_too(projects: Projects, tmp_path: Path) -> None:
+    """Tests of another name, and a plugin that the conftest names."""
+    project = make_project(tmp_path, "1")
+    (project / "pyproject.toml").write_text(
+        "[tool.pytest.ini_options]\npythonpath = ['.']\npython_files = ['check_*.py', 'test_*.py']\n"
+    )
+    (project / "check_more.py").write_text("def test_more():\n    assert True\n")
+    (project / "help.py").write_text("def pytest_report_header():\n    return 'helped'\n")
+    (project / "conftest.py").write_text("pytest_plugins = ['help']\n")
+    for path, why in (("check_more.py", "the tests rest on it"), ("help.py", "the tests rest on it")):
+        verdict = await projects.check(replace(check(project), edit=f"{path}\n```\nx = 1\n```\n"))
+        assert (verdict.outcome, why in verdict.message) == ("tampered", True), verdict.message
+    verdict = await projects.check(check(project))
+    assert (verdict.passed, verdict.num_pass_to_pass) == (True, 1)
 
 
 async def test_a_project_that_changes_while_it_is_checked_is_not_judged(projects: Projects, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ class Reporter:
         self._reports: dict[str, list[Any]] = {}
         self._message_chars = MESSAGES_CHARS
         self.plugins: list[str] = []
+        self.helpers: list[str] = []  # files of plugins that a conftest, a setting or the command named
         self.is_registered = False
 
     def pytest_collectreport(self, report: Any) -> None:
@@ -90,8 +91,11 @@ class Reporter:
             self._finish(nodeid)
         manager = session.config.pluginmanager
         self.is_registered = manager.is_registered(self)
-        named = manager.list_name_plugin()
-        self.plugins = sorted({_describe(plugin) for _, plugin in named if plugin is not None})
+        named = [plugin for _, plugin in manager.list_name_plugin() if plugin is not None]
+        self.plugins = sorted(set(map(_describe, named)))
+        installed = [plugin for plugin, _ in manager.list_plugin_distinfo()]
+        own = [plugin for plugin in named if isinstance(plugin, ModuleType) and plugin not in installed]
+        self.helpers = sorted(str(plugin.__file__) for plugin in own)
 
     def _finish(self, nodeid: str) -> None:
         reports = self._reports.pop(nodeid)
@@ -206,6 +210,7 @@ def main() -> None:
             "finished": exit_code,
             "is_reporting": reporter.is_registered or exit_code == USAGE_ERROR,  # of which it hears nothing
             "plugins": reporter.plugins,
+            "helpers": reporter.helpers,
             "signs": [f"{name} was replaced" for name in guard.patched()[:NAMES_SHOWN]] + sorted(heard)[:NAMES_SHOWN],
         }
     )
