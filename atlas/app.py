@@ -41,6 +41,7 @@ EngineFactory = Callable[[Launch], Awaitable[Engine]]
 SWITCH_INTERVAL_S = 1e-4  # a busy Python thread delays the engine's by this at most; 5 ms is Python's default (contracts.md 1)
 GC_THRESHOLDS = (10_000, 20, 20)  # a request makes some hundred objects and few cycles; Python's 700 is for small programs
 REGISTRY_AGE_S = 1.0
+SOCKET_PATH_BYTES = 107  # unix(7)
 PRUNE_EVERY_S = 3600.0
 
 
@@ -60,7 +61,7 @@ class Serving:
         self.notices = launch.model.notices if launch.model else ()
         self.sandbox = Sandbox(
             self.settings.sandbox,
-            socket_path=Path(launch.data_dir) / "sandbox.sock",
+            socket_path=sandbox_socket(launch.data_dir),
             is_unsafe=launch.is_unsafe,
             log_settings=self.settings.log,
         )
@@ -245,6 +246,12 @@ async def load(serving: Serving, server: Server, engine_factory: EngineFactory) 
         serving.launch,
         Ready(model=capabilities.model, context_tokens=capabilities.context_tokens, notices=serving.notices),
     )
+
+
+def sandbox_socket(data_dir: str) -> Path | None:
+    """Where `atlas verify` finds the pool; None in a folder too deep for a socket's address: then it starts a pool of its own."""
+    path = Path(data_dir) / "sandbox.sock"
+    return path if len(os.fsencode(path)) <= SOCKET_PATH_BYTES else None
 
 
 async def start_sandbox(serving: Serving) -> None:

@@ -82,6 +82,17 @@ def test_a_sandbox_that_refuses_keeps_no_model_from_answering(launch_server: Lau
     assert execute(server, code="print(1)").json()["error"]["code"] == "sandbox_refused"
 
 
+def test_a_deep_data_directory_has_a_sandbox_that_is_the_servers_alone(launch_server: Launcher, tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 25)
+    server = launch_server(data_dir=deep)
+    server.wait_ready()
+    wait_for(lambda: is_sandboxed(server))
+    assert not (deep / "sandbox.sock").exists()
+    (tmp_path / "right.py").write_text("print(1)\n")
+    run = server.cli("verify", str(tmp_path / "right.py"))
+    assert run.stdout.startswith("not verified: completed"), run.stderr
+
+
 def test_running_code_without_isolation_takes_a_flag_and_is_shouted_about(launch_server: Launcher) -> None:
     server = launch_server(SERVE_UNSAFE="1")
     server.wait_ready()
