@@ -100,7 +100,7 @@ def verify_project(settings: Settings, project: Path, options: dict[str, Any]) -
     check = ProjectCheck(
         directory=str(project.absolute()),
         edit=_read(options["edits"]),
-        python=options["python"],
+        python=options["python"] and str(Path(options["python"]).absolute()),  # a server's pool has a directory of its own
         tests=options["tests"] or "pytest",
     )
     verdict = in_sandbox(settings, lambda sandbox: sandbox.check_project(check))
