@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tests.sandbox.escapes.escape import Escape, Outcome, Seen
 
@@ -15,7 +15,8 @@ LATE_S = 3.0  # beyond its limit of time, on a machine with twenty times as much
 def faults(escape: Escape, outcome: Outcome, canary: str, *, is_bare: bool = False) -> list[str]:
     """What is not as it must be; nothing, if the attack was contained.
 
-    `is_bare`: in a tier that gives a program so little (no /proc, no sockets) that many an attack does not come to its end.
+    `is_bare`: in a tier that gives a program so little (no /proc, no sockets) that many an attack does not come to its end, or
+    meets another error than elsewhere.
     """
     return [*_faults(escape, outcome, canary, is_bare=is_bare)]
 
@@ -30,7 +31,7 @@ def _faults(escape: Escape, outcome: Outcome, canary: str, *, is_bare: bool) -> 
         yield from _others_faults(outcome)
     yield from _pool_faults(escape, outcome)
     for box in filter(None, (outcome.main, outcome.along, outcome.then)):
-        yield from _leaks(escape, box, canary)
+        yield from _leaks(box, canary, hides=() if is_bare else escape.hides)
 
 
 def _others_faults(outcome: Outcome) -> Iterator[str]:
@@ -67,10 +68,10 @@ def _main_faults(escape: Escape, box: Seen) -> Iterator[str]:
         yield f"ended {box.wall_s:.1f} s after it began"
 
 
-def _leaks(escape: Escape, box: Seen, canary: str) -> Iterator[str]:
+def _leaks(box: Seen, canary: str, *, hides: Sequence[str]) -> Iterator[str]:
     everything = box.everything
     if canary in everything:
         yield "a secret of the host got out"
-    for pattern in ("^GOT .*", *escape.hides):
+    for pattern in ("^GOT .*", *hides):
         if found := re.search(pattern, everything, re.MULTILINE):
             yield f"it did what it must not: {found[0][:300]}"
