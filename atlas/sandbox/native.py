@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import socket
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -105,12 +106,14 @@ class NativeBoxes:
         finally:  # an end that stayed open here would hide from one box that the other is gone
             for descriptor in (*questions, *answers):
                 os.close(descriptor)
+        result: BoxResult | None = None
         try:
             result = await self._finish(asking)
         finally:
             if serving.box.is_over:  # by itself: that is what has to be told, and not that it is ended now
                 await asyncio.wait([served], timeout=ENDING_S)
-            serving.box.end("killed")
+            # If the tests ran out of time, whatever they waited for did so too.
+            serving.box.end("wall" if result is not None and result.ending == "wall" else "killed")
             candidate_result = await served
         return result, candidate_result
 
@@ -193,7 +196,9 @@ def _order(spec: BoxSpec) -> bytes:
 
 
 def make_descriptors(order: bytes, stdin: bytes) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-    """Pipes for stdout, stderr and report, and the files a box reads: its order and its stdin.
+    """The ways out of a box for stdout, stderr and report, and the files it reads: its order and its stdin.
+
+    Of a pipe that the same user has made a box could open the other end, and take back its report; of a socket it cannot.
 
     Raises:
         SandboxUnavailable: this process has too many descriptors open, or there is no memory.
@@ -201,8 +206,8 @@ def make_descriptors(order: bytes, stdin: bytes) -> tuple[list[tuple[int, int]],
     opened: list[int] = []
     try:
         pipes = []
-        for _ in range(3):
-            pipes.append(os.pipe2(os.O_CLOEXEC))
+        for make in (_pipe, _pipe, _sockets):
+            pipes.append(make())
             opened.extend(pipes[-1])
         files = [_file(content, opened) for content in (order, stdin)]
     except OSError as error:
@@ -210,6 +215,15 @@ def make_descriptors(order: bytes, stdin: bytes) -> tuple[list[tuple[int, int]],
             os.close(descriptor)
         raise SandboxUnavailable(f"the sandbox's pool cannot make a box: {error.strerror}", retry_after_s=1) from None
     return pipes, (files[0], files[1])
+
+
+def _pipe() -> tuple[int, int]:
+    return os.pipe2(os.O_CLOEXEC)
+
+
+def _sockets() -> tuple[int, int]:
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
 
 
 def _file(content: bytes, opened: list[int]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,9 +17,15 @@ from atlas.sandbox.supervision import Box
 from atlas.sandbox.zygotes import Zygote
 
 LOOK_EVERY_S = 0.02
+LOOK_LIMIT_S = 0.05  # that one look may take of the pool's time; what a box has made slow to read is counted at its upper bound
+SHARE_OF_LOOKS = 0.1  # of the pool's time, at most, for the looks at one box
 PROC = Path("/proc")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+# Buffers of sockets and pipes, and what waits for events, are memory of no process: each descriptor beyond a few is counted
+# with what a socket can hold unless it asks for more, which boxes cannot (inside/seccomp.py).
+FREE_DESCRIPTORS = 256
+DESCRIPTOR_BYTES = 212_992
 
 
 class MemoryWatch:
@@ -28,6 +35,7 @@ class MemoryWatch:
         self._find = find or find_keeper
         self._boxes: dict[int, tuple[Zygote, Box]] = {}
         self._keepers: dict[int, int] = {}  # job -> pid of the box's first process, as this process sees it
+        self._rests: dict[int, float] = {}  # job -> not looked at again before this time
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, job: int, zygote: Zygote, box: Box) -> None:
@@ -38,6 +46,7 @@ class MemoryWatch:
     def forget(self, job: int) -> None:
         self._boxes.pop(job, None)
         self._keepers.pop(job, None)
+        self._rests.pop(job, None)
 
     def close(self) -> None:
         if self._timer:
@@ -48,10 +57,12 @@ class MemoryWatch:
         now_s = loop.time()
         self._timer = loop.call_later(LOOK_EVERY_S, self._look) if self._boxes else None
         for job, (zygote, box) in list(self._boxes.items()):
-            if not box.started_s or now_s - box.started_s < LOOK_EVERY_S:
+            if not box.started_s or now_s - box.started_s < LOOK_EVERY_S or now_s < self._rests.get(job, 0.0):
                 continue
+            began_s = time.monotonic()
             with contextlib.suppress(OSError):  # it has just ended
                 self._check(job, zygote, box)
+            self._rests[job] = now_s + (time.monotonic() - began_s) / SHARE_OF_LOOKS
 
     def _check(self, job: int, zygote: Zygote, box: Box) -> None:
         if job not in self._keepers:
@@ -59,9 +70,10 @@ class MemoryWatch:
         first = self._keepers[job]
         pids = [*(() if box.spec.has_keeper else (first,)), *descendants(first)]
         box.seen_cpu_s = max(box.seen_cpu_s, sum(map(cpu_s, pids)))  # what is killed takes its account along
-        used = sum(map(resident_bytes, pids))
+        held = max(0, sum(map(num_descriptors, pids)) - FREE_DESCRIPTORS) * DESCRIPTOR_BYTES
+        used = held + sum(map(resident_bytes, pids))
         if used > box.spec.limits.memory_bytes:
-            used = sum(map(proportional_bytes, pids))  # pages that forks share count once
+            used = held + shared_once(pids)
         box.seen_bytes = max(box.seen_bytes, used)
         if used > box.spec.limits.memory_bytes:
             box.end("memory")
@@ -110,10 +122,24 @@ def cpu_s(pid: int) -> float:
     return 0.0
 
 
+def shared_once(pids: list[int]) -> int:
+    """Memory of them all; pages that forks share count once, as long as there is time to find out."""
+    deadline_s = time.monotonic() + LOOK_LIMIT_S
+    return sum(proportional_bytes(pid) if time.monotonic() < deadline_s else resident_bytes(pid) for pid in pids)
+
+
+def num_descriptors(pid: int) -> int:
+    """Open ones; 0 where the kernel does not tell (before Linux 6.2)."""
+    with contextlib.suppress(OSError):
+        return (PROC / str(pid) / "fd").stat().st_size
+    return 0
+
+
 def proportional_bytes(pid: int) -> int:
     with contextlib.suppress(OSError):
-        line = next(line for line in _read(pid, "smaps_rollup").splitlines() if line.startswith("Pss:"))
-        return int(line.split()[1]) * 1024
+        for line in _read(pid, "smaps_rollup").splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
     return resident_bytes(pid)
 
 

@@ -127,12 +127,8 @@ def aftermath(campaign: Campaign) -> list[str]:
 
 # Holes that are known and wait for their mend; each line goes with it.
 KNOWN = {
-    "buffers of sockets are memory too": "the watch does not count what descriptors hold",
-    "maps without end leave others their time": "the watch reads smaps_rollup in the pool's loop",
-    "millions of small reports hold nobody up": "the number of frames is not bounded",
     "a report of millions of values holds nobody up": "the number of values is not bounded",
     "a report of a million names holds nobody up": "the number of values is not bounded",
-    "a fresh interpreter that takes back its first report is not a failure of ours": "a box can read its own pipes back",
 }
 BY_NAME = {escape.name: escape for escape in CASES}
 in_every_case = pytest.mark.parametrize(
