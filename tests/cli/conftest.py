@@ -14,7 +14,7 @@ import pytest
 
 from tests.ledgers import server_environ
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 90.0  # a busy machine of two processors takes 30
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> float:
