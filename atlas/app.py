@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,15 @@ import uvloop
 
 from atlas import control
 from atlas.dashboard import DashboardDeps, create_routes
-from atlas.engine import Engine, ModelRegistry, RemoteEngine, load_engine
-from atlas.errors import AtlasError, ModelFileError, OperatorError, SettingsError
-from atlas.gateway import GatewayDeps, ModelInfo, Readiness, check_readiness, create_app
+from atlas.engine import Engine, RemoteEngine, load_engine
+from atlas.errors import AtlasError, OperatorError, SettingsError
+from atlas.gateway import GatewayDeps, check_readiness, create_app
 from atlas.launch import Failed, Launch, Ready, Report, read_launch
 from atlas.log import RECENT, configure_logging
-from atlas.sandbox import Sandbox
 from atlas.server import Server, die_with
-from atlas.settings import HOT, RemoteSettings, load_settings, sources_of, value_of, with_value
-from atlas.store import OPERATIONS, DataDirectory, Live, Store, open_live, open_store, run_operation, write_backup
+from atlas.serving import Models, Serving, control_handlers, held_directory
+from atlas.settings import HOT, RemoteSettings, load_settings, value_of, with_value
+from atlas.store import Journal, Store, open_journal, open_live, open_store
 
 log = structlog.get_logger("atlas.app")
 
@@ -43,75 +42,6 @@ GC_THRESHOLDS = (10_000, 20, 20)  # a request makes some hundred objects and few
 REGISTRY_AGE_S = 1.0
 SOCKET_PATH_BYTES = 107  # unix(7)
 PRUNE_EVERY_S = 3600.0
-
-
-class Serving:
-    """What changes while the process lives. Written in the event loop's thread only."""
-
-    def __init__(self, launch: Launch, store: Store, live: Live | None) -> None:
-        self.launch = launch
-        self.settings = launch.settings
-        self.config = Path(launch.config_path) if launch.config_path else None
-        self.sources = self.find_sources()
-        self.store = store
-        self.live = live
-        self.registry = ModelRegistry(Path(launch.data_dir) / "models")
-        self.engine: Engine | None = None
-        self.failure: str | None = None
-        self.notices = launch.model.notices if launch.model else ()
-        self.sandbox = Sandbox(
-            self.settings.sandbox,
-            socket_path=sandbox_socket(launch.data_dir),
-            is_unsafe=launch.is_unsafe,
-            log_settings=self.settings.log,
-        )
-
-    def find_sources(self) -> dict[str, str]:
-        """Where each setting comes from; unknown if the file has been spoilt since it was read."""
-        try:
-            return sources_of(self.settings, self.config, os.environ)
-        except SettingsError:
-            return {}
-
-    def readiness(self) -> Readiness:
-        if self.engine is None:
-            name = self.launch.model.id if self.launch.model else "the remote model"
-            return Readiness(status="loading", reasons=(f"{name} is being loaded",))
-        return Readiness(status="ready", reasons=self.notices)
-
-
-class Models:
-    """The catalogue as the gateway sees it: the loaded model, then those on this machine, as registry.json has them now."""
-
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
-        self._installed: tuple[str, ...] = ()
-        self._read_at_s = -math.inf
-
-    def loaded_id(self) -> str | None:
-        engine = self._serving.engine
-        return engine.capabilities.model if engine else None
-
-    def ids(self) -> Sequence[str]:
-        loaded = self.loaded_id()
-        return tuple(dict.fromkeys((*((loaded,) if loaded else ()), *self._here())))
-
-    def info(self, model_id: str) -> ModelInfo | None:
-        engine = self._serving.engine
-        if engine is not None and model_id == engine.capabilities.model:
-            return ModelInfo(id=model_id, context_tokens=engine.capabilities.context_tokens)
-        return ModelInfo(id=model_id) if model_id in self._here() else None
-
-    def _here(self) -> tuple[str, ...]:
-        """Ids on this machine; the file is small, and read at most once a second."""
-        now_s = time.monotonic()
-        if now_s - self._read_at_s > REGISTRY_AGE_S:
-            self._read_at_s = now_s
-            try:
-                self._installed = tuple(self._serving.registry.installed())
-            except ModelFileError as error:
-                log.warning("registry.unreadable", reason=error.message)  # the loaded model is served all the same
-        return self._installed
 
 
 def main(engine_factory: EngineFactory) -> None:
@@ -141,15 +71,19 @@ async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
         live = open_live(launch.redis_url, source=store.usage.counts) if launch.redis_url else None
         if live is not None:
             stack.push_async_callback(live.close)
-        serving = Serving(launch, store, live)
+        journal = task_journal(launch, store)
+        if journal is not None:
+            stack.push_async_callback(journal.close)
+        serving = Serving(launch, store, live, journal)
         draining = asyncio.Event()
         server = Server(web_app(serving, draining), draining, launch.settings.server)
-        controller = await control.serve_control(socket.socket(fileno=launch.control_fd), _control_handlers(serving))
+        controller = await control.serve_control(socket.socket(fileno=launch.control_fd), control_handlers(serving))
         stack.callback(controller.close)
         stack.push_async_callback(serving.sandbox.close)
         tasks = [
             asyncio.create_task(load(serving, server, engine_factory)),
-            asyncio.create_task(keep_house(store)),
+            asyncio.create_task(keep_house(store, journal)),
+            asyncio.create_task(reconcile(journal)),
             asyncio.create_task(start_sandbox(serving)),
         ]
         # uvicorn raises the signal again once it has shut down; that must not end the process before the ledger is closed.
@@ -173,7 +107,7 @@ def open_ledger(launch: Launch) -> Store:
     settings = launch.settings
     preset = os.environ.get("ATLAS_API_KEY") or None
     store = open_store(
-        _directory(launch), settings=settings.ledger, auth=settings.auth, limits=settings.limits, preset_key=preset
+        held_directory(launch), settings=settings.ledger, auth=settings.auth, limits=settings.limits, preset_key=preset
     )
     try:
         if interrupted := store.usage.interrupt_open():
@@ -182,6 +116,14 @@ def open_ledger(launch: Launch) -> Store:
         store.close()
         raise OperatorError(error.message) from None
     return store
+
+
+def task_journal(launch: Launch, store: Store) -> Journal | None:
+    """The tasks of this server; None where nothing counts limits, and nothing could say who is next."""
+    if not launch.redis_url:
+        return None
+    blobs = held_directory(launch).path / "blobs"
+    return open_journal(store.tasks, launch.redis_url, blobs=blobs, lease_s=launch.settings.tasks.lease_s)
 
 
 def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar application
@@ -193,6 +135,7 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         readiness=serving.readiness,
         store=serving.store,
         live=serving.live,
+        journal=serving.journal,
         settings=settings,
         server=settings.server,
         auth=settings.auth,
@@ -208,6 +151,7 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         readiness=lambda: check_readiness(deps),
         store=serving.store,
         live=serving.live,
+        journal=serving.journal,
         traffic=deps.traffic,
         settings=lambda: serving.settings,
         sources=lambda: serving.sources,
@@ -248,12 +192,6 @@ async def load(serving: Serving, server: Server, engine_factory: EngineFactory) 
     )
 
 
-def sandbox_socket(data_dir: str) -> Path | None:
-    """Where `atlas verify` finds the pool; None in a folder too deep for a socket's address: then it starts a pool of its own."""
-    path = Path(data_dir) / "sandbox.sock"
-    return path if len(os.fsencode(path)) <= SOCKET_PATH_BYTES else None
-
-
 async def start_sandbox(serving: Serving) -> None:
     """Beside everything else: a server that runs no code answers all the same, and /readyz says why it does not."""
     if serving.launch.is_unsafe:
@@ -282,14 +220,25 @@ def reload_settings(serving: Serving) -> None:
     log.info("settings.reloaded", changed=changed)
 
 
-async def keep_house(store: Store) -> None:
-    """Forget single requests that are older than the settings say, hour by hour."""
+async def keep_house(store: Store, journal: Journal | None) -> None:
+    """Forget single requests and tasks that are older than the settings say, hour by hour."""
     while True:
         try:
             await asyncio.to_thread(store.usage.prune, time.time())
+            if journal is not None:
+                await journal.prune()
         except AtlasError as error:
-            log.warning("usage.not_pruned", reason=error.message)  # the ledger cannot be written; /readyz says so as well
+            log.warning("ledger.not_pruned", reason=error.message)  # it cannot be written; /readyz says so as well
         await asyncio.sleep(PRUNE_EVERY_S)
+
+
+async def reconcile(journal: Journal | None) -> None:
+    """Have Redis know the tasks that the ledger has; while it is away nothing is to be done, and it is told when it is back."""
+    if journal is not None:
+        try:
+            await journal.reconcile()
+        except AtlasError as error:
+            log.warning("journal.not_reconciled", reason=error.message)
 
 
 async def make_engine(launch: Launch) -> Engine:
@@ -337,55 +286,6 @@ def report(launch: Launch, message: Report) -> None:
         os.write(launch.report_fd, msgspec.json.encode(message) + b"\n")
     except BrokenPipeError:
         log.warning("parent.gone")
-
-
-def _directory(launch: Launch) -> DataDirectory:
-    directory = DataDirectory(Path(launch.data_dir))
-    directory.lock_fd = launch.lock_fd
-    return directory
-
-
-class Backup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Parameters of backup: the file to write."""
-
-    target: str
-
-
-def _control_handlers(serving: Serving) -> dict[str, control.Handler]:
-    launch = serving.launch
-
-    def operation(method: str) -> control.Handler:
-        async def run(params: dict[str, Any]) -> Any:
-            return await asyncio.to_thread(run_operation, serving.store, method, params)
-
-        return run
-
-    async def backup(params: dict[str, Any]) -> dict[str, Any]:
-        wanted = msgspec.convert(params, Backup)
-        live_url = "" if launch.settings.redis.url else launch.redis_url
-        ledger_url = launch.settings.ledger.url
-        target = Path(wanted.target)
-        manifest = await asyncio.to_thread(write_backup, _directory(launch), target, ledger_url=ledger_url, live_url=live_url)
-        return {"files": len(manifest.files)}
-
-    async def status(_params: dict[str, Any]) -> dict[str, Any]:
-        state = serving.readiness()
-        engine = serving.engine
-        return {
-            "pid": os.getpid(),
-            "parent_pid": launch.parent_pid,
-            "host": launch.settings.server.host,
-            "port": launch.settings.server.port,
-            "url": launch.settings.server.url,
-            "tls_ca": launch.settings.server.tls == "auto" and f"{launch.data_dir}/tls/ca.pem",
-            "auth": launch.settings.auth.mode,
-            "status": state.status,
-            "reasons": state.reasons,
-            "model": engine.capabilities.model if engine else None,
-            "restarts": launch.restarts,
-        }
-
-    return {**{method: operation(method) for method in OPERATIONS}, "backup": backup, "status": status}
 
 
 if __name__ == "__main__":

@@ -153,6 +153,18 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
     max_memory_mb: Annotated[int, msgspec.Meta(ge=64)] = 4096
 
 
+class TaskSettings(Section, frozen=True, kw_only=True):
+    """Tasks, and the workers that solve them."""
+
+    lease_s: Annotated[float, msgspec.Meta(ge=0.5)] = 15.0
+    open_tasks: Count = 1000
+    sandbox_s_per_day: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    result_ttl_s: Seconds = 30 * 86400.0
+    k: Annotated[int, msgspec.Meta(ge=1, le=128)] = 5
+    max_attempts: Positive = 5
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.6
+
+
 class AnthropicSettings(Section, frozen=True, kw_only=True):
     """The Anthropic dialect."""
 
@@ -179,6 +191,7 @@ class Settings(Section, frozen=True, kw_only=True):
     engine: EngineSettings = EngineSettings()
     remote: RemoteSettings = RemoteSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    tasks: TaskSettings = TaskSettings()
     anthropic: AnthropicSettings = AnthropicSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -13,7 +13,7 @@ from atlas.engine import Engine, ModelRegistry
 from atlas.errors import AtlasError
 from atlas.sandbox import Sandbox
 from atlas.settings import Settings
-from atlas.store import Live, Session, Store
+from atlas.store import Journal, Live, Session, Store
 from atlas.types import Activity, Principal
 
 
@@ -101,6 +101,7 @@ class DashboardDeps:
 
     Attributes:
         live: None where limits are not counted.
+        journal: of tasks; None where there is no Redis (tests).
         engine: the engine, or None while the model loads.
         sources: "section.name" -> where its value comes from: file, env or flag; those left out are defaults, or not known.
         hot: "section.name" of the settings that can change while the server runs.
@@ -121,6 +122,7 @@ class DashboardDeps:
     sources: Callable[[], Mapping[str, str]] = dict
     hot: frozenset[str] = frozenset()
     sandbox: Sandbox | None = None
+    journal: Journal | None = None
     is_unsafe: bool = False
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     memory: Memory = field(default_factory=Memory)

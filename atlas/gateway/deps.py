@@ -15,7 +15,7 @@ from atlas.gateway.throttle import Throttle
 from atlas.gateway.traffic import Traffic
 from atlas.sandbox import Sandbox
 from atlas.settings import AnthropicSettings, AuthSettings, LimitSettings, QueueSettings, ServerSettings, Settings
-from atlas.store import Live, Store
+from atlas.store import Journal, Live, Store
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +63,7 @@ class GatewayDeps:
         draining: set when the server begins to stop. From then on new requests get 503; open answers go on for
             `server.drain_timeout_s`, then end with an error event. The HTTP server should wait about a second longer.
         live: limits and budgets; None where nothing is limited (auth.mode = "off", tests).
+        journal: of tasks; None where there is no Redis (tests).
         limits: prices, and the size of a slice.
         settings: everything, for what is derived from it.
         hashing: as many passwords are hashed at a time; more would fill the pool of threads.
@@ -77,6 +78,7 @@ class GatewayDeps:
     readiness: Callable[[], Readiness]
     store: Store
     live: Live | None = None
+    journal: Journal | None = None
     limits: LimitSettings = field(default_factory=LimitSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     settings: Settings = field(default_factory=Settings)

@@ -1,0 +1,155 @@
+"""The serving process as its rooms see it: what it holds, the catalogue of models, what the command line may ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from atlas import control
+from atlas.engine import Engine, ModelRegistry
+from atlas.errors import ModelFileError, SettingsError
+from atlas.gateway import ModelInfo, Readiness
+from atlas.launch import Launch
+from atlas.sandbox import Sandbox
+from atlas.settings import sources_of
+from atlas.store import OPERATIONS, DataDirectory, Journal, Live, Store, run_operation, write_backup
+
+log = structlog.get_logger("atlas.app")
+
+REGISTRY_AGE_S = 1.0
+SOCKET_PATH_BYTES = 107  # unix(7)
+
+
+class Serving:
+    """What changes while the process lives. Written in the event loop's thread only."""
+
+    def __init__(self, launch: Launch, store: Store, live: Live | None, journal: Journal | None) -> None:
+        self.launch = launch
+        self.settings = launch.settings
+        self.config = Path(launch.config_path) if launch.config_path else None
+        self.sources = self.find_sources()
+        self.store = store
+        self.live = live
+        self.journal = journal
+        self.registry = ModelRegistry(Path(launch.data_dir) / "models")
+        self.engine: Engine | None = None
+        self.failure: str | None = None
+        self.notices = launch.model.notices if launch.model else ()
+        self.sandbox = Sandbox(
+            self.settings.sandbox,
+            socket_path=sandbox_socket(launch.data_dir),
+            is_unsafe=launch.is_unsafe,
+            log_settings=self.settings.log,
+        )
+
+    def find_sources(self) -> dict[str, str]:
+        """Where each setting comes from; unknown if the file has been spoilt since it was read."""
+        try:
+            return sources_of(self.settings, self.config, os.environ)
+        except SettingsError:
+            return {}
+
+    def readiness(self) -> Readiness:
+        if self.engine is None:
+            name = self.launch.model.id if self.launch.model else "the remote model"
+            return Readiness(status="loading", reasons=(f"{name} is being loaded",))
+        return Readiness(status="ready", reasons=self.notices)
+
+
+class Models:
+    """The catalogue as the gateway sees it: the loaded model, then those on this machine, as registry.json has them now."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._installed: tuple[str, ...] = ()
+        self._read_at_s = -math.inf
+
+    def loaded_id(self) -> str | None:
+        engine = self._serving.engine
+        return engine.capabilities.model if engine else None
+
+    def ids(self) -> Sequence[str]:
+        loaded = self.loaded_id()
+        return tuple(dict.fromkeys((*((loaded,) if loaded else ()), *self._here())))
+
+    def info(self, model_id: str) -> ModelInfo | None:
+        engine = self._serving.engine
+        if engine is not None and model_id == engine.capabilities.model:
+            return ModelInfo(id=model_id, context_tokens=engine.capabilities.context_tokens)
+        return ModelInfo(id=model_id) if model_id in self._here() else None
+
+    def _here(self) -> tuple[str, ...]:
+        """Ids on this machine; the file is small, and read at most once a second."""
+        now_s = time.monotonic()
+        if now_s - self._read_at_s > REGISTRY_AGE_S:
+            self._read_at_s = now_s
+            try:
+                self._installed = tuple(self._serving.registry.installed())
+            except ModelFileError as error:
+                log.warning("registry.unreadable", reason=error.message)  # the loaded model is served all the same
+        return self._installed
+
+
+def sandbox_socket(data_dir: str) -> Path | None:
+    """Where `atlas verify` finds the pool; None in a folder too deep for a socket's address: then it starts a pool of its own."""
+    path = Path(data_dir) / "sandbox.sock"
+    return path if len(os.fsencode(path)) <= SOCKET_PATH_BYTES else None
+
+
+def held_directory(launch: Launch) -> DataDirectory:
+    """The data directory, whose lock the parent holds."""
+    directory = DataDirectory(Path(launch.data_dir))
+    directory.lock_fd = launch.lock_fd
+    return directory
+
+
+class Backup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of backup: the file to write."""
+
+    target: str
+
+
+def control_handlers(serving: Serving) -> dict[str, control.Handler]:
+    """What the command line may ask over the control socket."""
+    launch = serving.launch
+
+    def operation(method: str) -> control.Handler:
+        async def run(params: dict[str, Any]) -> Any:
+            return await asyncio.to_thread(run_operation, serving.store, method, params)
+
+        return run
+
+    async def backup(params: dict[str, Any]) -> dict[str, Any]:
+        wanted = msgspec.convert(params, Backup)
+        live_url = "" if launch.settings.redis.url else launch.redis_url
+        ledger_url = launch.settings.ledger.url
+        target = Path(wanted.target)
+        manifest = await asyncio.to_thread(write_backup, held_directory(launch), target, ledger_url=ledger_url, live_url=live_url)
+        return {"files": len(manifest.files)}
+
+    async def status(_params: dict[str, Any]) -> dict[str, Any]:
+        state = serving.readiness()
+        engine = serving.engine
+        return {
+            "pid": os.getpid(),
+            "parent_pid": launch.parent_pid,
+            "host": launch.settings.server.host,
+            "port": launch.settings.server.port,
+            "url": launch.settings.server.url,
+            "tls_ca": launch.settings.server.tls == "auto" and f"{launch.data_dir}/tls/ca.pem",
+            "auth": launch.settings.auth.mode,
+            "status": state.status,
+            "reasons": state.reasons,
+            "model": engine.capabilities.model if engine else None,
+            "restarts": launch.restarts,
+        }
+
+    return {**{method: operation(method) for method in OPERATIONS}, "backup": backup, "status": status}
