@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from atlas.ralph import WorkerOptions
 from atlas.ralph.dial import local, remote
 from atlas.ralph.held import Held
 from atlas.ralph.line import Line
+from atlas.ralph.worker import ended
 from atlas.settings import LimitSettings, LogSettings, Settings, TaskSettings
 from atlas.store import Journal, Task, TaskEvent, open_journal, open_live
 from atlas.types import Event, Limits, Principal, Request, Route, Run, Usage, VisibleTests
@@ -188,6 +189,26 @@ def open_shop(
         shop = Shop(running, journal, path)
         stack.callback(shop.stop_workers)
         yield shop
+
+
+@asynccontextmanager
+async def connected(line: Line) -> AsyncIterator[Line]:
+    """The line, kept while it is used; what ends it is raised."""
+    keeping = asyncio.create_task(line.keep())
+    try:
+        await eventually(lambda: line.num_connections > 0 or keeping.done())
+        if keeping.done():
+            keeping.result()
+        yield line
+    finally:
+        await ended(keeping)
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
+    """Wait in the loop of the test until it holds."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  # it is another thread's, or another process's
+            await asyncio.sleep(0.01)
 
 
 async def leased(line: Line, wait_s: float = 10.0) -> Held:
