@@ -45,9 +45,10 @@ class RunningServer:
         stand_in = data_dir.with_suffix(".gguf")
         stand_in.write_bytes(b"GGUF")  # chosen by the parent as any file is; the scripted engine does not read it
         script = str(Path(__file__).with_name("scripted_serve.py"))
+        quick = ["server.port=0", "tasks.workers=0"]  # nothing is solved in most of these tests
         with self.stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, script, f"data_dir={data_dir}", "server.port=0", f"engine.model={stand_in}", *settings],
+                [sys.executable, script, f"data_dir={data_dir}", *quick, f"engine.model={stand_in}", *settings],
                 stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
