@@ -28,6 +28,9 @@ from atlas.gateway import (
     refusals,
     responses,
     sandbox,
+    tasks,
+    tasks_events,
+    tasks_v1,
     tokens,
 )
 from atlas.gateway.auth import Gate
@@ -61,6 +64,16 @@ ROUTES = [
     tokens.chat_input_tokens,
     sandbox.execute,
     mcp.mcp,
+    tasks.submit_task,
+    tasks.list_tasks,
+    tasks.get_task,
+    tasks.cancel_task,
+    tasks.accept_task,
+    tasks.task_receipt,
+    tasks_events.task_events,
+    tasks_v1.submit_v1,
+    tasks_v1.status_v1,
+    tasks_v1.queue_stats,
     refusals.refuse_upstream,
     refusals.refuse_internal,
 ]

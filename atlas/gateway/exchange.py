@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import time
@@ -34,6 +35,7 @@ class Exchange:
         request_id: the client's own if it sent a plain one; it is in the reply and in every line of the log.
         model: id of the model that answers; empty until one is chosen.
         metered: what is charged for; None until the handler submits something.
+        waiting: what its handler waits for outside the engine; cancelled when the exchange ends.
         outcome: "completed", or the code of what went wrong.
         is_cut: the server is stopping and has ended this answer early.
     """
@@ -52,6 +54,7 @@ class Exchange:
         self.client = Client()  # the Gate finds out who it is
         self.model = ""
         self.metered: MeteredRequest | None = None
+        self.waiting: asyncio.Future[Any] | None = None
         self.status = 0
         self.outcome = "completed"
         self.is_cut = False
@@ -171,7 +174,14 @@ class Exchange:
         if self.outcome == "completed":
             self.outcome = code
 
+    @property
+    def is_over(self) -> bool:
+        """Its client has gone, or the server has ended it."""
+        return self.is_cut or self.outcome == "disconnected"
+
     def cancel(self) -> None:
+        if self.waiting is not None:
+            self.waiting.cancel()
         if self.metered is not None:
             self.metered.stop()
 
