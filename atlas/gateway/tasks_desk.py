@@ -9,7 +9,7 @@ import msgspec
 
 from atlas.errors import Forbidden, NotFound, Unavailable
 from atlas.gateway.exchange import Exchange
-from atlas.gateway.models import check_allowed, choose_engine
+from atlas.gateway.models import ATLAS, check_allowed, choose_engine
 from atlas.gateway.portal import caller_of, is_administrator, unseen
 from atlas.gateway.submissions import SOLVE, fixed_route, quota_of, read_run, solve_submission
 from atlas.gateway.tasks_wire import PRIORITY_NAMES, PriorityName
@@ -17,7 +17,6 @@ from atlas.ralph import TaskRequest
 from atlas.store import Journal, Submitted, Task, TaskClosed, TaskEvent
 from atlas.types import Principal, Request, Run
 
-ATLAS = "atlas"  # the model whose answers are tasks
 # Priority by route, where nobody asks for another. A chat's is that of its route (meter.py).
 PRIORITIES = {"/v1/tasks": 1, "/v1/tasks/submit": 1, "/mcp": 1}
 SCOPES: dict[int, str] = {0: "interactive"}  # what has to be held to ask for a priority

@@ -11,6 +11,7 @@ from atlas.ralph.loop import solve_task
 from atlas.ralph.prompt import code_block, edit_block, extract_code, prompt_hash, repair, rewrite, solve, write_tests
 from atlas.ralph.receipts import check_receipt, issue_receipt, rerun_receipt
 from atlas.ralph.requests import Correction, Proof, TaskRequest, TaskResult
+from atlas.ralph.telling import told
 from atlas.ralph.tools import Tools
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "rewrite",
     "solve",
     "solve_task",
+    "told",
     "write_tests",
 ]
