@@ -7,11 +7,15 @@ other names are the prompts of one attempt (`prompt.py`), pure functions that th
 
 from atlas.ralph.classify import is_coding_task, request_of
 from atlas.ralph.loop import solve_task
+from atlas.ralph.patience import persist
+from atlas.ralph.policy import Policy, Step, mixed
 from atlas.ralph.prompt import code_block, edit_block, extract_code, prompt_hash, repair, rewrite, solve, write_tests
 from atlas.ralph.receipts import check_receipt, issue_receipt, rerun_receipt
 from atlas.ralph.tools import Tools
 
 __all__ = [
+    "Policy",
+    "Step",
     "Tools",
     "check_receipt",
     "code_block",
@@ -19,6 +23,8 @@ __all__ = [
     "extract_code",
     "is_coding_task",
     "issue_receipt",
+    "mixed",
+    "persist",
     "prompt_hash",
     "repair",
     "request_of",
