@@ -9,6 +9,8 @@ model's training uses too.
 
 from atlas.ralph.classify import is_coding_task, request_of
 from atlas.ralph.loop import solve_task
+from atlas.ralph.patience import persist
+from atlas.ralph.policy import Policy, Step, mixed
 from atlas.ralph.process import WorkerOptions, run_worker
 from atlas.ralph.prompt import code_block, edit_block, extract_code, prompt_hash, repair, rewrite, solve, write_tests
 from atlas.ralph.receipts import check_receipt, issue_receipt, rerun_receipt
@@ -19,7 +21,9 @@ from atlas.ralph.workforce import Workforce
 
 __all__ = [
     "Correction",
+    "Policy",
     "Proof",
+    "Step",
     "TaskRequest",
     "TaskResult",
     "Tools",
@@ -31,6 +35,8 @@ __all__ = [
     "extract_code",
     "is_coding_task",
     "issue_receipt",
+    "mixed",
+    "persist",
     "prompt_hash",
     "repair",
     "request_of",
