@@ -26,10 +26,11 @@ from atlas.dashboard import DashboardDeps, create_routes
 from atlas.engine import Engine, RemoteEngine, load_engine
 from atlas.errors import AtlasError, OperatorError, SettingsError
 from atlas.gateway import GatewayDeps, check_readiness, create_app
-from atlas.launch import Failed, Launch, Ready, Report, read_launch
+from atlas.launch import Failed, Launch, Ready, Report, die_with, read_launch
 from atlas.log import RECENT, configure_logging
-from atlas.server import Server, die_with
-from atlas.serving import Models, Serving, control_handlers, held_directory
+from atlas.ralph import WorkerOptions, Workforce
+from atlas.server import Server
+from atlas.serving import Models, Serving, control_handlers, held_directory, sandbox_socket
 from atlas.settings import HOT, RemoteSettings, load_settings, value_of, with_value
 from atlas.store import Journal, Store, open_journal, open_live, open_store
 
@@ -85,6 +86,7 @@ async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
             asyncio.create_task(keep_house(store, journal)),
             asyncio.create_task(reconcile(journal)),
             asyncio.create_task(start_sandbox(serving)),
+            asyncio.create_task(keep_workers(serving, server, draining)),
         ]
         # uvicorn raises the signal again once it has shut down; that must not end the process before the ledger is closed.
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -93,6 +95,7 @@ async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
         await server.serve(sockets=[socket.socket(fileno=launch.http_fd)])
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if serving.engine is not None:
             await serving.engine.close()
     return 0 if serving.failure is None else 1
@@ -144,6 +147,9 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         queue=settings.queue,
         draining=draining,
         sandbox=serving.sandbox,
+        workers=serving.workers,
+        worker_socket=serving.worker_socket,
+        sandbox_socket=str(sandbox_socket(serving.launch.data_dir) or ""),
     )
     pages = DashboardDeps(
         engine=deps.engine,
@@ -202,6 +208,17 @@ async def start_sandbox(serving: Serving) -> None:
         await serving.sandbox.start()
     except OSError as error:
         log.error("sandbox.not_started", reason=str(error))
+
+
+async def keep_workers(serving: Serving, server: Server, draining: asyncio.Event) -> None:
+    """Processes that solve tasks, if there are to be any; they come once the server is up, and go when it stops."""
+    num_workers = serving.settings.tasks.workers
+    if serving.journal is None or not num_workers:
+        return
+    serving.workers.num_expected = num_workers
+    await server.is_up.wait()
+    options = WorkerOptions(socket=str(serving.worker_socket), parent_pid=os.getpid(), log=serving.settings.log)
+    await Workforce(num_workers, options).keep(draining)
 
 
 def reload_settings(serving: Serving) -> None:

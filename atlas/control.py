@@ -44,7 +44,7 @@ def listen(path: Path) -> socket.socket:
     """Bind the control socket, mode 0600. The caller holds the data directory, so a socket lying there is a dead one."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _short(path) as address:
+    with short_path(path) as address:
         before = os.umask(0o177)
         try:
             listener.bind(address)
@@ -63,7 +63,7 @@ def call(path: Path, method: str, params: dict[str, Any] | None = None, *, timeo
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
-        with _short(path) as address:
+        with short_path(path) as address:
             connection.connect(address)
         try:
             connection.sendall(msgspec.json.encode(Request(method=method, params=params or {})) + b"\n")
@@ -96,7 +96,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ha
     try:
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
             line = await reader.readuntil(b"\n")
-        if not _is_owner(writer.get_extra_info("socket")):  # asked after reading, so that the refusal finds a listener
+        if not is_owner(writer.get_extra_info("socket")):  # asked after reading, so that the refusal finds a listener
             return Reply(error="the control socket serves the owner of the data directory only")
         request = msgspec.json.decode(line, type=Request)
         handler = handlers.get(request.method)
@@ -109,13 +109,14 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ha
         return Reply(error=f"control request: {error}")
 
 
-def _is_owner(connection: socket.socket) -> bool:
+def is_owner(connection: socket.socket) -> bool:
+    """Whether the other end of a Unix socket is this user's, or root's."""
     _pid, uid, _gid = _PEERCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
     return uid in (os.getuid(), 0)
 
 
 @contextmanager
-def _short(path: Path) -> Iterator[str]:
+def short_path(path: Path) -> Iterator[str]:
     """A name for `path` that fits the 107 bytes of a socket address, however deep the folder lies."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -10,6 +10,7 @@ AtlasError
 |-- NotFound                   404
 |   `-- ModelNotFound          404
 |-- Conflict                   409
+|   `-- DeliveryOver           409
 |-- ModelNotLoaded             409
 |-- PayloadTooLarge            413
 |-- RateLimited                429
@@ -18,6 +19,7 @@ AtlasError
 |-- EngineFailed               500
 |-- UpstreamFailed             502
 |-- Unavailable                503
+|   |-- Disconnected           503
 |   |-- EngineOverloaded       503
 |   |-- EngineUnavailable      503
 |   |-- LedgerUnavailable      503
@@ -110,6 +112,12 @@ class Conflict(AtlasError):
     type = "invalid_request_error"
 
 
+class DeliveryOver(Conflict):
+    """A worker speaks of a task that it has lost: nothing it says about it counts any more."""
+
+    code = "delivery_over"
+
+
 class NotFound(AtlasError):
     """No such thing, or not one the caller may see."""
 
@@ -179,6 +187,12 @@ class Unavailable(AtlasError):
 
     status = 503
     code = "unavailable"
+
+
+class Disconnected(Unavailable):
+    """A worker and its server have lost each other; the worker goes on trying."""
+
+    code = "disconnected"
 
 
 class EngineOverloaded(Unavailable):

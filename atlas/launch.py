@@ -1,8 +1,10 @@
-"""What the parent of `atlas serve` hands to the serving process, and what it hears back."""
+"""What the parent of `atlas serve` hands to the serving process, what it hears back, and how children end with their parents."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +12,8 @@ from collections.abc import Sequence
 import msgspec
 
 from atlas.settings import Settings
+
+PR_SET_PDEATHSIG = 1
 
 
 class ModelChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,3 +94,15 @@ def read_launch(argv: Sequence[str]) -> Launch:
     """What the parent wrote; to be called once."""
     with os.fdopen(int(argv[-1]), "rb") as file:
         return msgspec.json.decode(file.read(), type=Launch)
+
+
+def die_with(parent_pid: int) -> None:
+    """End this process when its parent ends, however that happens.
+
+    The kernel's death signal is armed here rather than before exec, which clears it for some programs; a parent that ended before
+    this line is noticed by its pid.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        sys.exit(0)

@@ -1,14 +1,11 @@
-"""The HTTP server of the serving process, and how that process ends."""
+"""The HTTP server of the serving process."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import math
 import os
-import signal
 import socket
-import sys
 import threading
 from types import FrameType
 from typing import Any, cast
@@ -20,7 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from atlas.settings import ServerSettings
 
 DRAIN_MARGIN_S = 1.0  # beyond the gateway's own cut of open streams
-PR_SET_PDEATHSIG = 1
+TAKE_OVER = "atlas.take_over"
+STREAM_BYTES = 1 << 18
 GATHERED_BYTES = 64 * 1024  # as much as a transport takes before it asks to wait
 
 
@@ -47,6 +45,11 @@ class Gathering:
         self._flush()
         self._transport.close()
 
+    def release(self) -> asyncio.Transport:
+        """The transport itself; nothing is written through this one any more."""
+        self._flush()
+        return self._transport
+
     def __getattr__(self, name: str) -> Any:  # the rest is the transport's own
         return getattr(self._transport, name)
 
@@ -57,10 +60,36 @@ class Gathering:
 
 
 class HTTPProtocol(HttpToolsProtocol):
-    """uvicorn's, over such a transport."""
+    """uvicorn's, over such a transport. A request that asks for a WebSocket is one like any other, whose handler may take the
+    connection over: `scope["extensions"][TAKE_OVER]`; uvicorn's own way needs a library and goes past the gate.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", Gathering(transport)))
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self.parser.should_upgrade() and self._get_upgrade() == b"websocket":
+            extensions = cast("dict[str, Any]", self.scope).setdefault("extensions", {})
+            extensions[TAKE_OVER] = self.take_over
+
+    def take_over(self, head: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The connection, after `head` has been sent on it; to HTTP it is as if the client had gone."""
+        self._unset_keepalive_if_required()
+        self.connections.discard(self)
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        transport = cast("Gathering", self.transport).release()
+        reader = asyncio.StreamReader(limit=STREAM_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        writer = asyncio.StreamWriter(transport, protocol, reader, self.loop)
+        writer.write(head)
+        return reader, writer
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Whoever asks for an upgrade that is not to be had is answered in HTTP."""
 
 
 class Server(uvicorn.Server):
@@ -102,15 +131,3 @@ class Server(uvicorn.Server):
             last.daemon = True
             last.start()
         super().handle_exit(sig, frame)
-
-
-def die_with(parent_pid: int) -> None:
-    """End this process when its parent ends, however that happens.
-
-    The kernel's death signal is armed here rather than before exec, which clears it for some programs; a parent that ended before
-    this line is noticed by its pid.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        sys.exit(0)

@@ -16,7 +16,7 @@ import structlog
 from atlas import control
 from atlas.engine import Engine, ModelRegistry
 from atlas.errors import ModelFileError, SettingsError
-from atlas.gateway import ModelInfo, Readiness
+from atlas.gateway import ModelInfo, Readiness, WorkerWatch
 from atlas.launch import Launch
 from atlas.sandbox import Sandbox
 from atlas.settings import sources_of
@@ -39,6 +39,8 @@ class Serving:
         self.store = store
         self.live = live
         self.journal = journal
+        self.workers = WorkerWatch()
+        self.worker_socket = held_directory(launch).path / "workers.sock" if journal else None
         self.registry = ModelRegistry(Path(launch.data_dir) / "models")
         self.engine: Engine | None = None
         self.failure: str | None = None
@@ -150,6 +152,7 @@ def control_handlers(serving: Serving) -> dict[str, control.Handler]:
             "reasons": state.reasons,
             "model": engine.capabilities.model if engine else None,
             "restarts": launch.restarts,
+            "workers": serving.workers.counts(),
         }
 
     return {**{method: operation(method) for method in OPERATIONS}, "backup": backup, "status": status}

@@ -156,6 +156,7 @@ class SandboxSettings(Section, frozen=True, kw_only=True):
 class TaskSettings(Section, frozen=True, kw_only=True):
     """Tasks, and the workers that solve them."""
 
+    workers: Count = 1
     lease_s: Annotated[float, msgspec.Meta(ge=0.5)] = 15.0
     open_tasks: Count = 1000
     sandbox_s_per_day: Annotated[float, msgspec.Meta(ge=0)] = 0.0

@@ -871,7 +871,8 @@ class Run(Value, frozen=True, kw_only=True):
         checks: what the code was tested with; their `code` is empty.
         answer: the text whose code is `code`.
         winner: the candidate that was chosen; None if there is no code.
-        ended_by: passed, agreed, deadline, tokens, sandbox_s, max_attempts, policy (it gave up), or failure (ours).
+        ended_by: passed, agreed, deadline, tokens, sandbox_s, budget (of whoever pays), max_attempts, policy (it gave up), or
+            failure (ours).
         num_tokens: generated, tests that the model wrote included.
     """
 

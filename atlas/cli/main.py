@@ -18,6 +18,7 @@ COMMANDS = {
     "verify": ("atlas.cli.verify:verify", "Run code, or a change to a project, with its tests; or check a receipt."),
     "mcp": ("atlas.cli.mcp:mcp", "Offer `verify` to a coding agent over stdin and stdout."),
     "connect": ("atlas.cli.connect:connect", "Point a coding agent at the running server."),
+    "worker": ("atlas.cli.worker:worker", "Solve tasks of a server, here or on another machine."),
     "keys": ("atlas.cli.keys:keys", "Create, list, rotate and revoke API keys."),
     "users": ("atlas.cli.users:users", "Invite, list and change users."),
     "usage": ("atlas.cli.usage:usage", "Print who used how much."),

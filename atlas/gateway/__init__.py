@@ -7,5 +7,6 @@ may call it. Whatever ends an exchange, a disconnect included, cancels what the 
 from atlas.gateway.app import create_app
 from atlas.gateway.deps import GatewayDeps, ModelCatalog, ModelInfo, Readiness
 from atlas.gateway.health import check_readiness
+from atlas.gateway.worker_watch import WorkerWatch
 
-__all__ = ["GatewayDeps", "ModelCatalog", "ModelInfo", "Readiness", "check_readiness", "create_app"]
+__all__ = ["GatewayDeps", "ModelCatalog", "ModelInfo", "Readiness", "WorkerWatch", "check_readiness", "create_app"]

@@ -32,6 +32,7 @@ from atlas.gateway import (
     tasks_events,
     tasks_v1,
     tokens,
+    worker_route,
 )
 from atlas.gateway.auth import Gate
 from atlas.gateway.boundary import Boundary
@@ -42,6 +43,8 @@ from atlas.gateway.meter import PRIORITIES
 from atlas.gateway.openapi import openapi_config
 from atlas.gateway.policy import check_declared
 from atlas.gateway.portal import BODY_LIMIT_BYTES
+from atlas.gateway.worker_route import near_workers
+from atlas.gateway.workers import Workers
 
 EXPOSED = ["x-request-id", "x-atlas-request-id", "x-atlas-queue-ms", "retry-after", "retry-after-ms"] + [
     f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
@@ -74,6 +77,7 @@ ROUTES = [
     tasks_v1.submit_v1,
     tasks_v1.status_v1,
     tasks_v1.queue_stats,
+    worker_route.connect_worker,
     refusals.refuse_upstream,
     refusals.refuse_internal,
 ]
@@ -124,8 +128,14 @@ def create_app(deps: GatewayDeps, extra_routes: Sequence[ControllerRouterHandler
 
     @asynccontextmanager
     async def cutting(_: Litestar) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(boundary.cut_after_drain()), asyncio.create_task(deps.traffic.watch())]
-        yield
+        tasks = [
+            asyncio.create_task(boundary.cut_after_drain()),
+            asyncio.create_task(deps.traffic.watch()),
+            asyncio.create_task(workers.drain()),
+        ]
+        async with near_workers(workers, deps.worker_socket):
+            yield
+            await workers.close()
         for task in tasks:
             task.cancel()
         await boundary.close()
@@ -145,6 +155,7 @@ def create_app(deps: GatewayDeps, extra_routes: Sequence[ControllerRouterHandler
     # Around the router, so that unknown routes and wrong methods have a request id and a line in the log as well.
     direct = DirectRoutes(app, gate, PRIORITIES, body_limit_bytes=deps.server.body_limit_bytes)
     boundary = Boundary(direct, deps)
+    workers = app.state.workers = Workers(deps, boundary.meter)
     app.asgi_handler = boundary
     return app
 

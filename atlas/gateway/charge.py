@@ -122,6 +122,7 @@ class Charge:
         self._ask: Ask | None = None
         self.at = time.time()
         self.prompt_tokens = self.tokens = 0
+        self._cost = 0  # reserved altogether
         self.headers: list[RawHeader] = []
         self.is_reserved = False
 
@@ -137,7 +138,7 @@ class Charge:
             LimitsUnavailable, LedgerUnavailable: nothing that has to be accounted for may begin.
         """
         self.prompt_tokens, self.tokens = prompt_tokens, prompt_tokens + completion_tokens
-        cost = self.cost(prompt_tokens, completion_tokens)
+        cost = self._cost = self.cost(prompt_tokens, completion_tokens)
         await self._admit(cost)
         self.is_reserved = True  # before it is known: if we are cancelled meanwhile, it may have been written
         try:
@@ -181,32 +182,41 @@ class Charge:
             cost=cost,
         )
 
-    async def raise_to(self, tokens: int) -> str:
-        """Reserve so many tokens altogether; returns the name of the limit that stands against it, empty if none does."""
-        if tokens <= self.tokens:
-            return ""
+    async def raise_to(self, tokens: int, *, prompt_tokens: int | None = None) -> str:
+        """Reserve so many tokens altogether; returns the name of the limit that stands against it, empty if none does.
+
+        Args:
+            tokens: less than what is reserved is reserved already.
+            prompt_tokens: how many of them are of prompts, where there is more than one.
+        """
+        of_prompts = self.prompt_tokens if prompt_tokens is None else prompt_tokens
+        tokens = max(tokens, self.tokens)
+        cost = max(self._cost, self.cost(of_prompts, tokens - of_prompts))
         give_up_s = time.monotonic() + EXTEND_PATIENCE_S
-        while True:
+        while (tokens, cost) != (self.tokens, self._cost):
             try:
-                return await self._try_raise_to(tokens, self.cost(self.prompt_tokens, tokens - self.prompt_tokens))
+                if reason := await self._try_raise_to(tokens, cost):
+                    return reason
+                break
             except Unavailable as error:
                 if time.monotonic() > give_up_s:
                     return error.code
             await asyncio.sleep(EXTEND_RETRY_S)
+        self.prompt_tokens = of_prompts
+        return ""
 
     async def _try_raise_to(self, tokens: int, cost: int) -> str:
         live = self._books.live
         if live is not None and self._ask is not None and not await live.extend(self._ask, tokens=tokens, cost=cost):
             return await self._refused_by(live, tokens, cost)
         await self._books.extend(self._id, tokens=tokens, cost=cost)
-        self.tokens = tokens
+        self.tokens, self._cost = tokens, cost
         return ""
 
     async def _refused_by(self, live: Live, tokens: int, cost: int) -> str:
         """The limit that has no room for this: a budget, else the window of tokens."""
         who = self._principal
-        before = self.cost(self.prompt_tokens, self.tokens - self.prompt_tokens)
-        more = {"tokens": tokens - self.tokens, "cost": cost - before}
+        more = {"tokens": tokens - self.tokens, "cost": cost - self._cost}
         for budget in (await live.remaining(who.owner, who.key_id, who.user_limits, who.key_limits)).budgets:
             if budget.remaining < more[budget.kind]:
                 self._books.num_refused["extension"] += 1
@@ -223,9 +233,12 @@ class Charge:
             if self.is_reserved:
                 await self._books.write(usage)
         finally:  # after the ledger, from which the limits are rebuilt when Redis has lost them
-            if self._ask is not None and self._books.live is not None:
-                tokens = usage.prompt_tokens + usage.completion_tokens
-                self._books.live.settle_soon(self._ask, tokens=tokens, cost=usage.cost)
+            self.release(usage.prompt_tokens + usage.completion_tokens, usage.cost)
+
+    def release(self, tokens: int = 0, cost: int = 0) -> None:
+        """Have the limits hold what was used, and no more."""
+        if self._ask is not None and self._books.live is not None:
+            self._books.live.settle_soon(self._ask, tokens=tokens, cost=cost)
 
 
 def as_failed(usage: Usage, error: AtlasError) -> Usage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
@@ -13,6 +14,7 @@ from atlas.engine import Engine
 from atlas.gateway.sandbox_watch import SandboxWatch
 from atlas.gateway.throttle import Throttle
 from atlas.gateway.traffic import Traffic
+from atlas.gateway.worker_watch import WorkerWatch
 from atlas.sandbox import Sandbox
 from atlas.settings import AnthropicSettings, AuthSettings, LimitSettings, QueueSettings, ServerSettings, Settings
 from atlas.store import Journal, Live, Store
@@ -70,6 +72,9 @@ class GatewayDeps:
         key_checks: how often a user may ask whether some key is valid.
         traffic: what people who watch the server see; filled by the gateway.
         sandbox: runs code; None where there is none (tests).
+        workers: how many there are.
+        worker_socket: where workers of this machine come to; None: there are none.
+        sandbox_socket: of the sandbox, for those workers.
         sandbox_watch: how it was when /readyz or /metrics last looked.
     """
 
@@ -85,6 +90,9 @@ class GatewayDeps:
     traffic: Traffic = field(default_factory=Traffic)
     sandbox: Sandbox | None = None
     sandbox_watch: SandboxWatch = field(default_factory=SandboxWatch)
+    workers: WorkerWatch = field(default_factory=WorkerWatch)
+    worker_socket: Path | None = None
+    sandbox_socket: str = ""
     hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     key_checks: Throttle = field(default_factory=lambda: Throttle(30))
     server: ServerSettings = field(default_factory=ServerSettings)

@@ -78,12 +78,21 @@ class MeteredRequest:
     """
 
     def __init__(
-        self, meter: Meter, principal: Principal, *, request_id: str, route: str, model: str, is_streamed: bool, priority: int
+        self,
+        meter: Meter,
+        principal: Principal,
+        *,
+        request_id: str,
+        route: str,
+        model: str,
+        is_streamed: bool,
+        priority: int,
+        charge: Charge | None = None,
     ) -> None:
         self.meter = meter
         self.principal = principal
         self.id = request_id
-        self.charge = Charge(meter.books, principal, request_id=request_id, route=route, model=model)
+        self.charge = charge or Charge(meter.books, principal, request_id=request_id, route=route, model=model)
         self.groups: list[Group] = []
         self.embedded_tokens = 0
         self.work: asyncio.Future[Any] | None = None

@@ -8,11 +8,11 @@ What a candidate does wrong is a value in its Attempt. What goes wrong with us i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import structlog
 
-from atlas.errors import AtlasError
+from atlas.errors import AtlasError, RateLimited
 from atlas.ralph.agreement import Agreement, agree, votes_of
 from atlas.ralph.attempt import Round
 from atlas.ralph.desk import Desk, together
@@ -31,7 +31,7 @@ log = structlog.get_logger("atlas.ralph")
 NOT_SAID = OurFailure(code="internal_error", message="a defect of ours ended the run; the server's log has its traceback")
 
 
-async def solve_task(request: Request, tools: Tools) -> AsyncIterator[Event]:
+async def solve_task(request: Request, tools: Tools) -> AsyncGenerator[Event, None]:
     """Solve a request; the last event is RunClosed, whatever happens.
 
     Closing the iterator early ends all that is under way: generation, tests, waiting.
@@ -68,6 +68,8 @@ class _Solving:
         except TimeoutError:
             failure = None if deadline.expired() else NOT_SAID
             self._ended_by = "deadline"
+        except RateLimited:  # no fault of anybody's: the owner's means are used up, and what there is must do
+            self._ended_by = "budget"
         except AtlasError as error:
             failure = our_failure(error)
         except Exception:  # the run has to be closed, with an error of ours, and nobody's code to blame

@@ -17,7 +17,7 @@ from tests import ggufs
 from tests.ledgers import server_environ
 
 KEY = "end-to-end-key-0123456789"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 90.0
 
 
 class Running:

@@ -24,6 +24,7 @@ from openai import OpenAI
 
 from atlas.engine import Engine, ScriptedEngine
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
+from atlas.server import HTTPProtocol
 from atlas.settings import LedgerSettings, ServerSettings
 from atlas.store import DataDirectory, Store, open_store
 from tests.ledgers import ledger_url
@@ -102,7 +103,13 @@ def serving(deps: GatewayDeps, *, extra_routes: Sequence[Any] = ()) -> Iterator[
     """`deps` behind uvicorn on a free port, in a thread of its own."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        create_app(deps, extra_routes), log_config=None, lifespan="on", timeout_graceful_shutdown=3, proxy_headers=False
+        create_app(deps, extra_routes),
+        http=HTTPProtocol,
+        ws="none",
+        log_config=None,
+        lifespan="on",
+        timeout_graceful_shutdown=3,
+        proxy_headers=False,
     )
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []

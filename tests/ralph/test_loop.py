@@ -297,7 +297,7 @@ async def test_closing_the_stream_ends_everything(sandbox: Sandbox) -> None:
     async for event in stream:
         if isinstance(event, AttemptStarted):
             break
-    await stream.aclose()  # type: ignore[attr-defined]  # an async generator
+    await stream.aclose()
     await asyncio.sleep(0.05)
     assert scene.engine.stats().num_running == 0
 
