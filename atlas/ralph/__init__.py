@@ -14,12 +14,14 @@ from atlas.ralph.prompt import code_block, edit_block, extract_code, prompt_hash
 from atlas.ralph.receipts import check_receipt, issue_receipt, rerun_receipt
 from atlas.ralph.requests import Correction, Proof, TaskRequest, TaskResult
 from atlas.ralph.telling import told
+from atlas.ralph.tool import Solved, solve_tool, solved
 from atlas.ralph.tools import Tools
 from atlas.ralph.workforce import Workforce
 
 __all__ = [
     "Correction",
     "Proof",
+    "Solved",
     "TaskRequest",
     "TaskResult",
     "Tools",
@@ -39,6 +41,8 @@ __all__ = [
     "run_worker",
     "solve",
     "solve_task",
+    "solve_tool",
+    "solved",
     "told",
     "write_tests",
 ]
