@@ -16,6 +16,7 @@ from atlas.ralph.prompt import code_block, edit_block, extract_code, prompt_hash
 from atlas.ralph.receipts import check_receipt, issue_receipt, rerun_receipt
 from atlas.ralph.requests import Correction, Proof, TaskRequest, TaskResult
 from atlas.ralph.telling import told
+from atlas.ralph.tool import Solved, solve_tool, solved
 from atlas.ralph.tools import Tools
 from atlas.ralph.workforce import Workforce
 
@@ -23,6 +24,7 @@ __all__ = [
     "Correction",
     "Policy",
     "Proof",
+    "Solved",
     "Step",
     "TaskRequest",
     "TaskResult",
@@ -45,6 +47,8 @@ __all__ = [
     "run_worker",
     "solve",
     "solve_task",
+    "solve_tool",
+    "solved",
     "told",
     "write_tests",
 ]
