@@ -23,7 +23,7 @@ from atlas.ralph.dial import local, remote
 from atlas.ralph.held import Held
 from atlas.ralph.line import Line
 from atlas.ralph.worker import ended
-from atlas.settings import LimitSettings, LogSettings, Settings, TaskSettings
+from atlas.settings import LimitSettings, LogSettings, QueueSettings, Settings, TaskSettings
 from atlas.store import Journal, Task, TaskEvent, open_journal, open_live
 from atlas.types import Event, Limits, Principal, Request, Route, Run, Usage, VisibleTests
 from atlas.workline import AskLease, Leased
@@ -49,6 +49,7 @@ class Shop:
     running: Running
     journal: Journal
     path: Path
+    keys: dict[str, str] = field(default_factory=dict)  # texts of keys by their ids
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -71,7 +72,9 @@ class Shop:
     def limited(self, **limits: int) -> Principal:
         """The owner by a key with limits."""
         store = self.running.deps.store
-        return store.keys.verify(store.keys.mint("limited", limits=Limits(**limits)).key)
+        minted = store.keys.mint("limited", limits=Limits(**limits))
+        self.keys[minted.info.id] = minted.key
+        return store.keys.verify(minted.key)
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in the server's event loop."""
@@ -168,13 +171,15 @@ def open_shop(
     live = open_live(redis.url, source=store.usage.counts, namespace=namespace)
     journal = open_journal(store.tasks, redis.url, blobs=path / "blobs", lease_s=lease_s, namespace=namespace)
     limits = LimitSettings(slice_tokens=changes.pop("slice_tokens", 256), prices=changes.pop("prices", {}))
-    settings = Settings(tasks=TaskSettings(lease_s=lease_s, **changes.pop("tasks", {})), limits=limits)
+    queue = QueueSettings(max_running=changes.pop("max_running", 0))
+    settings = Settings(tasks=TaskSettings(lease_s=lease_s, **changes.pop("tasks", {})), limits=limits, queue=queue)
     sandbox = changes.pop("sandbox", None) or new_sandbox()
     fields = {
         "store": store,
         "live": live,
         "journal": journal,
         "limits": limits,
+        "queue": queue,
         "settings": settings,
         "sandbox": sandbox,
         "worker_socket": path / "workers.sock",
