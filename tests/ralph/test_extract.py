@@ -130,4 +130,4 @@ def test_no_text_makes_the_reader_fail(text: str, name: str) -> None:
 def test_hostile_answers_are_read_in_seconds(text: str) -> None:
     started_s = time.monotonic()
     read_code(text, "f")
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 30
