@@ -244,7 +244,7 @@ class EngineStats(Value, frozen=True, kw_only=True):
 
 
 UserRole = Literal["owner", "admin", "member"]
-Scope = Literal["chat", "embeddings", "tasks", "projects", "read", "admin", "worker"]
+Scope = Literal["chat", "embeddings", "tasks", "interactive", "projects", "read", "admin", "worker"]
 RequestState = Literal["queued", "running", "completed", "aborted", "failed", "interrupted", "refused"]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from atlas.gateway.wire import Count, Fraction, FunctionName, NotSupported, Temperature, Wire
+from atlas.gateway.wire import AtlasObject, Count, Fraction, FunctionName, NotSupported, Temperature, Wire
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
@@ -125,6 +125,7 @@ class MessageReply(Wire):
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
     length_reason: str | UnsetType = UNSET  # ours: the limit that ended the answer, beside stop_reason "max_tokens"
+    atlas: AtlasObject | UnsetType = UNSET  # ours: of model `atlas` only
     role: Literal["assistant"] = "assistant"
     type: Literal["message"] = "message"
 
@@ -194,6 +195,7 @@ class StopDelta(Wire):
 class MessageDelta(Wire):
     delta: StopDelta
     usage: AnthropicUsage
+    atlas: AtlasObject | UnsetType = UNSET
     type: Literal["message_delta"] = "message_delta"
 
 

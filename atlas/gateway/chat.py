@@ -12,11 +12,12 @@ from msgspec import UNSET
 
 from atlas.gateway import wire
 from atlas.gateway.answer import FINGERPRINT, deltas, finished, finite, guarded, readable, to_usage, top_of
+from atlas.gateway.atlas import begin
 from atlas.gateway.convert import chat_prompt
 from atlas.gateway.errors import error_event
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.ids import new_id
-from atlas.gateway.models import choose_engine
+from atlas.gateway.models import choose_chat
 from atlas.gateway.openapi import StreamingOperation, replies
 from atlas.gateway.sse import DONE, EventStream, event
 from atlas.types import Delta, FinishReason, Generation, TokenLogprob, ToolCallDelta
@@ -35,9 +36,9 @@ async def chat_completions(
     request: HTTPRequest, data: JSONBody[wire.ChatCompletionRequest]
 ) -> Response[wire.ChatCompletion] | Stream:
     exchange = exchange_of(request)
-    engine = choose_engine(exchange, data.model)
+    engine, is_proved = choose_chat(exchange, data.model)
     prompt = chat_prompt(data, engine.capabilities, owner=exchange.owner)
-    await exchange.submit(engine, prompt, is_streamed=bool(data.stream))
+    await begin(exchange, engine, prompt, is_proved=is_proved, is_streamed=bool(data.stream))
     answer = ChatAnswer(exchange, with_usage=bool(data.stream_options and data.stream_options.include_usage))
     if data.stream:
         return EventStream(exchange, guarded(exchange, answer.events(), render=error_event, last=DONE))
@@ -62,6 +63,7 @@ class ChatAnswer:
             choices=[to_choice(generation, self.exchange.length_reason) for generation in generations],
             usage=to_usage(self.exchange.groups),
             system_fingerprint=FINGERPRINT,
+            atlas=self.exchange.proof or UNSET,
         )
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -69,11 +71,14 @@ class ChatAnswer:
             if delta.index not in self._begun:
                 self._begun.add(delta.index)
                 yield event(self._chunk([role_first(delta.index)]))
-            yield event(self._chunk([to_chunk_choice(delta, self.exchange.length_reason)]))
+            is_last = delta.finish_reason is not None
+            yield event(self._chunk([to_chunk_choice(delta, self.exchange.length_reason)], is_last=is_last))
         if self.with_usage:
             yield event(self._chunk([], usage=to_usage(self.exchange.groups)))
 
-    def _chunk(self, choices: list[wire.ChunkChoice], usage: wire.Usage | None = None) -> wire.ChatCompletionChunk:
+    def _chunk(
+        self, choices: list[wire.ChunkChoice], usage: wire.Usage | None = None, *, is_last: bool = False
+    ) -> wire.ChatCompletionChunk:
         return wire.ChatCompletionChunk(
             id=self.id,
             created=self.created,
@@ -81,6 +86,7 @@ class ChatAnswer:
             choices=choices,
             system_fingerprint=FINGERPRINT,
             usage=usage if self.with_usage else UNSET,
+            atlas=(self.exchange.proof or UNSET) if is_last else UNSET,
         )
 
 

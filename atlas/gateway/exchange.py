@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import time
 from collections.abc import Awaitable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from litestar import Request
 from litestar.types import HTTPScope
@@ -19,11 +20,52 @@ from atlas.gateway.ids import new_id
 from atlas.gateway.limit_headers import RawHeader
 from atlas.gateway.meter import PRIORITIES, Meter, MeteredRequest
 from atlas.gateway.proxies import Client
+from atlas.gateway.wire import AtlasObject
 from atlas.store import Session
 from atlas.types import Activity, Generation, Principal, Prompt, RequestState, Usage
 
 HTTPRequest = Request[Any, Any, Any]
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Work(Protocol):
+    """What is done for an exchange: a request of the engine's (meter.py), or a task (atlas.py).
+
+    Attributes:
+        status: of the reply, once it has begun.
+        aborted_by: who ended it from outside; empty if nobody did.
+        length_reason: the limit that ended the answer early; empty if none did.
+        task_id: of the task that is charged instead of this request; empty where there is none.
+    """
+
+    status: int
+
+    @property
+    def task_id(self) -> str: ...
+    @property
+    def aborted_by(self) -> str: ...
+    @property
+    def length_reason(self) -> str: ...
+    @property
+    def groups(self) -> list[Group]: ...
+    @property
+    def generations(self) -> list[Generation]: ...
+    @property
+    def queue_position(self) -> int: ...
+    @property
+    def is_settled(self) -> bool: ...
+    @property
+    def charged(self) -> Usage | None:
+        """As it is settled or stands now; None if nothing was admitted."""
+
+    @property
+    def headers(self) -> list[RawHeader]:
+        """What a reply that begins now says of it."""
+
+    async def started(self) -> None: ...
+    async def settle(self, state: RequestState, finish: str) -> None: ...
+    def stop(self) -> None: ...
+    def forget(self) -> None: ...
 
 
 class Exchange:
@@ -33,7 +75,9 @@ class Exchange:
         registry: where this application's metrics are.
         request_id: the client's own if it sent a plain one; it is in the reply and in every line of the log.
         model: id of the model that answers; empty until one is chosen.
-        metered: what is charged for; None until the handler submits something.
+        metered: what is done for it; None until the handler submits something.
+        proof: of an answer of model `atlas`, as far as it is known.
+        waiting: what its handler waits for outside the engine; cancelled when the exchange ends.
         outcome: "completed", or the code of what went wrong.
         is_cut: the server is stopping and has ended this answer early.
     """
@@ -51,7 +95,9 @@ class Exchange:
         self.session: Session | None = None  # of a browser, where the route looks at cookies
         self.client = Client()  # the Gate finds out who it is
         self.model = ""
-        self.metered: MeteredRequest | None = None
+        self.metered: Work | None = None
+        self.proof: AtlasObject | None = None
+        self.waiting: asyncio.Future[Any] | None = None
         self.status = 0
         self.outcome = "completed"
         self.is_cut = False
@@ -85,7 +131,7 @@ class Exchange:
     @property
     def usage(self) -> Usage | None:
         """What is charged, as it is settled or stands now; None if nothing was admitted."""
-        return self.metered.usage if self.metered and self.metered.charge.is_reserved else None
+        return self.metered.charged if self.metered else None
 
     @property
     def generations(self) -> list[Generation]:
@@ -147,7 +193,7 @@ class Exchange:
     def _meter(self, *, is_streamed: bool) -> MeteredRequest:
         assert self.principal is not None  # the Gate lets nobody else in
         by_default = PRIORITIES.get(self.route, (1, 1))[0 if is_streamed else 1]
-        self.metered = MeteredRequest(
+        self.metered = metered = MeteredRequest(
             self.meter,
             self.principal,
             request_id=self.usage_id,
@@ -156,9 +202,9 @@ class Exchange:
             is_streamed=is_streamed,
             priority=max(by_default, asked_priority(self.header(b"x-atlas-priority"))),
         )
-        return self.metered
+        return metered
 
-    def _ending(self, metered: MeteredRequest) -> tuple[RequestState, str]:
+    def _ending(self, metered: Work) -> tuple[RequestState, str]:
         """How it ended, and why in one word."""
         if metered.aborted_by or self.outcome == "disconnected":
             return "aborted", self.outcome
@@ -171,7 +217,14 @@ class Exchange:
         if self.outcome == "completed":
             self.outcome = code
 
+    @property
+    def is_over(self) -> bool:
+        """Its client has gone, or the server has ended it."""
+        return self.is_cut or self.outcome == "disconnected"
+
     def cancel(self) -> None:
+        if self.waiting is not None:
+            self.waiting.cancel()
         if self.metered is not None:
             self.metered.stop()
 
@@ -194,7 +247,8 @@ class Exchange:
             with contextlib.suppress(AtlasError):  # the ledger's; the row is written when it can be
                 await self.settle()
             metered.forget()
-        if self.principal is not None and self.route in PRIORITIES and self.usage is None:
+        is_refused = self.usage is None and not (metered and metered.task_id)
+        if self.principal is not None and self.route in PRIORITIES and is_refused:
             self.deps.traffic.refuse(self._refused(self.principal))
 
     def _refused(self, principal: Principal) -> Activity:
@@ -225,11 +279,11 @@ class Exchange:
         metered = self.metered
         if metered is not None:
             metered.status = status
-            headers += metered.charge.headers
-            if not metered.is_queued:
-                headers.append((b"x-atlas-queue-ms", b"%d" % round(metered.queue_s * 1000)))
+            headers += metered.headers
             if self.usage_id != self.request_id:
                 headers.append((b"x-atlas-request-id", self.usage_id.encode()))
+        if self.proof is not None:
+            headers += self.proof.headers()
         return headers
 
     def line(self) -> dict[str, Any]:

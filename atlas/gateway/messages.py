@@ -11,15 +11,16 @@ from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET
 
-from atlas.engine import Engine, Group
+from atlas.engine import Group
 from atlas.errors import AtlasError
 from atlas.gateway import anthropic_wire as wire
 from atlas.gateway.answer import aborted, deltas, finished, guarded
 from atlas.gateway.anthropic_convert import counted_prompt, messages_prompt
+from atlas.gateway.atlas import begin
 from atlas.gateway.errors import anthropic_reply
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.ids import new_id
-from atlas.gateway.models import choose_engine
+from atlas.gateway.models import Chosen, choose_chat
 from atlas.gateway.openapi import StreamingOperation, anthropic_replies
 from atlas.gateway.sse import EventStream, event
 from atlas.types import Delta, Generation, ToolCallDelta
@@ -36,9 +37,9 @@ from atlas.types import Delta, Generation, ToolCallDelta
 )
 async def messages(request: HTTPRequest, data: JSONBody[wire.MessagesRequest]) -> Response[wire.MessageReply] | Stream:
     exchange = exchange_of(request)
-    engine = choose_mapped(exchange, data.model)
+    engine, is_proved = choose_mapped(exchange, data.model)
     prompt = messages_prompt(data, engine.capabilities, owner=exchange.owner)
-    await exchange.submit(engine, prompt, is_streamed=bool(data.stream))
+    await begin(exchange, engine, prompt, is_proved=is_proved, is_streamed=bool(data.stream))
     if data.stream:
         events = guarded(exchange, MessageStream(exchange).events(), render=_error_event(exchange))
         return EventStream(exchange, events, ping=_named(wire.Ping()))
@@ -56,18 +57,18 @@ async def messages(request: HTTPRequest, data: JSONBody[wire.MessagesRequest]) -
 )
 async def count_tokens(request: HTTPRequest, data: JSONBody[wire.CountTokensRequest]) -> wire.InputTokenCount:
     exchange = exchange_of(request)
-    engine = choose_mapped(exchange, data.model)
+    engine, _ = choose_mapped(exchange, data.model)
     prompt = counted_prompt(data, engine.capabilities, owner=exchange.owner)
     return wire.InputTokenCount(input_tokens=await engine.count_tokens(prompt))
 
 
-def choose_mapped(exchange: Exchange, model: str) -> Engine:
-    """The engine for this id; claude-* means the loaded model unless that is switched off."""
+def choose_mapped(exchange: Exchange, model: str) -> Chosen:
+    """Who answers for this id; claude-* means the loaded model unless that is switched off."""
     deps = exchange.deps
     loaded = deps.models.loaded_id()
     if loaded and model.startswith("claude-") and deps.anthropic.model_map and model not in deps.models.ids():
         model = loaded
-    return choose_engine(exchange, model)
+    return choose_chat(exchange, model)
 
 
 def to_reply(exchange: Exchange, generation: Generation) -> wire.MessageReply:
@@ -80,6 +81,7 @@ def to_reply(exchange: Exchange, generation: Generation) -> wire.MessageReply:
         stop_reason=stop.stop_reason,
         stop_sequence=stop.stop_sequence,
         length_reason=stop.length_reason,
+        atlas=exchange.proof or UNSET,
     )
 
 
@@ -174,7 +176,7 @@ class MessageStream:
         [group] = self.exchange.groups
         [generation] = group.generations
         stop = to_stop(generation, self.exchange.length_reason)
-        yield wire.MessageDelta(delta=stop, usage=to_usage(group, generation))
+        yield wire.MessageDelta(delta=stop, usage=to_usage(group, generation), atlas=self.exchange.proof or UNSET)
         yield wire.MessageStop()
 
 

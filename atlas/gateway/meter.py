@@ -24,6 +24,7 @@ from atlas.errors import AtlasError, EngineFailed
 from atlas.gateway.admission import AdmissionQueue, Ticket
 from atlas.gateway.charge import Books, Charge, as_failed
 from atlas.gateway.deps import GatewayDeps
+from atlas.gateway.limit_headers import RawHeader
 from atlas.gateway.tariff import Tariff, count_prompt
 from atlas.gateway.traffic import Speeds
 from atlas.settings import Settings
@@ -96,6 +97,7 @@ class MeteredRequest:
         self.embedded_tokens = 0
         self.work: asyncio.Future[Any] | None = None
         self.length_reason = ""
+        self.task_id = ""
         self.aborted_by = ""
         self.status = 0
         self._route, self._model, self._is_streamed, self._priority = route, model, is_streamed, priority
@@ -141,6 +143,18 @@ class MeteredRequest:
         """The next allowance: one slice more, no more than the answer may have."""
         wanted = self._allowance + self.meter.slice_tokens
         return wanted if max_tokens is None else min(wanted, max_tokens)
+
+    @property
+    def charged(self) -> Usage | None:
+        """What is charged, as it is settled or stands now; None if nothing was admitted."""
+        return self.usage if self.charge.is_reserved else None
+
+    @property
+    def headers(self) -> list[RawHeader]:
+        """What is left of the limits, and how long it has waited."""
+        if self.is_queued:
+            return self.charge.headers
+        return [*self.charge.headers, (b"x-atlas-queue-ms", b"%d" % round(self.queue_s * 1000))]
 
     @property
     def is_queued(self) -> bool:

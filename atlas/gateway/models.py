@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from litestar import get
 from litestar.params import FromPath
@@ -13,6 +14,33 @@ from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of, still_loading
 from atlas.gateway.openapi import NAMING, READING, replies
 from atlas.gateway.wire import Model, ModelList, ModelMeta
+
+ATLAS = "atlas"  # answers by having the loaded model's code run (atlas.py)
+
+
+class Chosen(NamedTuple):
+    """Who answers a chat; `is_proved`: and whether the answer is to be run first."""
+
+    engine: Engine
+    is_proved: bool
+
+
+def choose_chat(exchange: Exchange, model: str) -> Chosen:
+    """Who answers a chat with this model: `atlas` means the loaded one, and what it writes is run. Raises as `choose_engine`."""
+    deps = exchange.deps
+    if not is_atlas(deps, model):
+        return Chosen(choose_engine(exchange, model), is_proved=False)
+    check_allowed(exchange, ATLAS)
+    engine, loaded = deps.engine(), deps.models.loaded_id()
+    if engine is None or loaded is None:
+        raise still_loading()
+    exchange.model = loaded
+    return Chosen(engine, is_proved=True)
+
+
+def is_atlas(deps: GatewayDeps, model: str) -> bool:
+    """Whether this id means tasks: where there is a journal, unless some model here has the name itself."""
+    return model == ATLAS and deps.journal is not None and ATLAS not in deps.models.ids()
 
 
 def choose_engine(exchange: Exchange, model: str) -> Engine:
@@ -26,6 +54,8 @@ def choose_engine(exchange: Exchange, model: str) -> Engine:
     """
     engine = _engine_knowing(exchange, model)
     loaded = exchange.deps.models.loaded_id()
+    if is_atlas(exchange.deps, model):
+        raise Unsupported(f"model {ATLAS!r} answers chats: chat completions, messages, responses; use {loaded!r}", param="model")
     if model == engine.capabilities.embeddings != loaded:
         raise Unsupported(f"model {model!r} only makes embeddings; {loaded!r} answers", param="model")
     if model != loaded:
@@ -75,10 +105,11 @@ def unknown_model(model: str, ids: Sequence[str]) -> ModelNotFound:
 
 
 def known_ids(deps: GatewayDeps, engine: Engine | None) -> list[str]:
-    """Ids of the catalogue, then the embedding model's if it is another one."""
+    """Ids of the catalogue, then the embedding model's if it is another one, then `atlas` where there are tasks."""
     ids = list(deps.models.ids())
     embedding = engine.capabilities.embeddings if engine else None
-    return [*ids, embedding] if embedding and embedding not in ids else ids
+    further = [embedding] if embedding and embedding not in ids else []
+    return [*ids, *further, *([ATLAS] if is_atlas(deps, ATLAS) else [])]
 
 
 @get("/v1/models", opt={"access": "key"}, tags=["models"], summary="List the models", responses=replies(ModelList, READING))
@@ -126,5 +157,7 @@ def describe(deps: GatewayDeps, engine: Engine | None, model_id: str) -> Model:
         )
     elif engine is not None and model_id == engine.capabilities.embeddings:
         model.is_loaded = True
+    elif engine is not None and is_atlas(deps, model_id):
+        model.is_loaded, context_tokens = True, engine.capabilities.context_tokens
     model.max_model_len = model.context_length = context_tokens or None
     return model

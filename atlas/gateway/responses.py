@@ -14,9 +14,10 @@ from atlas.engine import Group
 from atlas.errors import AtlasError
 from atlas.gateway import responses_wire as wire
 from atlas.gateway.answer import deltas, finished, guarded
+from atlas.gateway.atlas import begin
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.ids import new_id
-from atlas.gateway.models import choose_engine
+from atlas.gateway.models import choose_chat
 from atlas.gateway.openapi import StreamingOperation, replies
 from atlas.gateway.responses_convert import AnyTool, read_tools, response_prompt
 from atlas.gateway.responses_items import OpenItem, OpenMessage, OpenReasoning, open_call, to_output
@@ -35,10 +36,10 @@ from atlas.types import Delta, Generation, ToolCallDelta
 )
 async def responses(request: HTTPRequest, data: JSONBody[wire.ResponseRequest]) -> Response[wire.ResponseReply] | Stream:
     exchange = exchange_of(request)
-    engine = choose_engine(exchange, data.model)
+    engine, is_proved = choose_chat(exchange, data.model)
     tools = read_tools(data)
     prompt = response_prompt(data, tools, engine.capabilities, owner=exchange.owner)
-    await exchange.submit(engine, prompt, is_streamed=bool(data.stream))
+    await begin(exchange, engine, prompt, is_proved=is_proved, is_streamed=bool(data.stream))
     answer = ResponseAnswer(exchange, data, tools)
     if data.stream:
         return EventStream(exchange, guarded(exchange, answer.events(), render=answer.failure))
@@ -115,6 +116,7 @@ class ResponseAnswer:
 
     def _close(self, generation: Generation) -> None:
         self._reply.status = "completed"
+        self._reply.atlas = self.exchange.proof or UNSET
         self._reply.usage = to_usage(self.exchange.groups[0], generation)
         if generation.finish_reason == "length":
             self._reply.status = "incomplete"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from atlas.gateway.wire import Count, Fraction, FunctionName, NotSupported, Temperature, Wire
+from atlas.gateway.wire import AtlasObject, Count, Fraction, FunctionName, NotSupported, Temperature, Wire
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -235,6 +235,7 @@ class ResponseReply(Wire):
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
     usage: ResponseUsage | None = None
+    atlas: AtlasObject | UnsetType = UNSET  # ours: of model `atlas` only
     previous_response_id: None = None
     background: Literal[False] = False
     store: Literal[False] = False

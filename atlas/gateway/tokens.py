@@ -10,7 +10,7 @@ from atlas.errors import BadRequest, Unsupported
 from atlas.gateway import text_wire, wire
 from atlas.gateway.convert import chat_prompt
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of, still_loading
-from atlas.gateway.models import choose_engine
+from atlas.gateway.models import choose_chat, choose_engine
 from atlas.gateway.openapi import replies
 
 
@@ -55,7 +55,7 @@ async def detokenize(request: HTTPRequest, data: JSONBody[text_wire.DetokenizeRe
 )
 async def chat_input_tokens(request: HTTPRequest, data: JSONBody[wire.ChatCompletionRequest]) -> text_wire.InputTokens:
     exchange = exchange_of(request)
-    engine = choose_engine(exchange, data.model)
+    engine, _ = choose_chat(exchange, data.model)
     prompt = chat_prompt(data, engine.capabilities, owner=exchange.owner)
     return text_wire.InputTokens(input_tokens=await engine.count_tokens(prompt))
 

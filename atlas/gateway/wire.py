@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from atlas.ralph import Proof, TaskResult
+from atlas.types import OurFailure
+
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -232,6 +235,44 @@ class ChatChoice(Wire):
     length_reason: str | UnsetType = UNSET  # ours: the limit that ended the answer, beside finish_reason "length"
 
 
+class AtlasObject(Wire):
+    """What was proved about an answer of model `atlas`.
+
+    Attributes:
+        task_id: null where the loaded model has answered without a task; then nothing was proved.
+        failure: what of ours ended the run; says nothing about the code.
+    """
+
+    verdict: Proof
+    task_id: str | None = None
+    code: str | None = None
+    ended_by: str | None = None
+    num_attempts: int = 0
+    num_candidates: int = 0
+    num_tokens: int = 0
+    sandbox_s: float = 0.0
+    wall_s: float = 0.0
+    failure: OurFailure | None = None
+
+    @classmethod
+    def of(cls, result: TaskResult, *, task_id: str) -> AtlasObject:
+        names = ("verdict", "code", "ended_by", "num_attempts", "num_candidates", "num_tokens", "sandbox_s", "wall_s", "failure")
+        return cls(task_id=task_id, **{name: getattr(result, name) for name in names})
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The same in short."""
+        proof = self.verdict
+        found = [(b"x-atlas-verdict", proof.status.encode())]
+        if proof.tests_run:
+            found += [
+                (b"x-atlas-tests", b"%d/%d" % (proof.tests_passed, proof.tests_run)),
+                (b"x-atlas-tests-source", proof.source.encode()),
+                (b"x-atlas-sealed", b"true" if proof.sealed else b"false"),
+                (b"x-atlas-tier", (proof.tier or "").encode()),
+            ]
+        return found
+
+
 class ChatCompletion(Wire):
     id: str
     created: int
@@ -239,6 +280,7 @@ class ChatCompletion(Wire):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
+    atlas: AtlasObject | UnsetType = UNSET  # ours: of model `atlas` only
     object: Literal["chat.completion"] = "chat.completion"
 
 
@@ -278,6 +320,7 @@ class ChatCompletionChunk(Wire):
     choices: list[ChunkChoice]
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
+    atlas: AtlasObject | UnsetType = UNSET  # ours: in the last chunk with a choice, of model `atlas` only
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 

@@ -1,9 +1,10 @@
 """How ATLAS solves a task: it asks a model, runs what the model wrote, and asks again with what the run showed.
 
 `solve_task(request, tools)` is the loop, as a stream of events that ends with the closed Run; everything with an effect is in
-`Tools`. A chat becomes a Request by `request_of`, if `is_coding_task`. A closed Run becomes a receipt that others can check. The
-workers that do so for the tasks of a server are processes (`run_worker`), which a `Workforce` keeps running beside it. The
-other names are the prompts of one attempt (`prompt.py`), pure functions that the bundled model's training uses too.
+`Tools`. A chat becomes a Request by `request_of`, if `is_coding_task`; JSON by `TaskRequest`. A Run becomes JSON by `TaskResult`,
+and a receipt that others can check. Workers, which solve the tasks of a server, are processes (`run_worker`) that a `Workforce`
+keeps running beside it. The other names are the prompts of one attempt (`prompt.py`), pure functions that the bundled model's
+training uses too.
 """
 
 from atlas.ralph.classify import is_coding_task, request_of
@@ -11,10 +12,16 @@ from atlas.ralph.loop import solve_task
 from atlas.ralph.process import WorkerOptions, run_worker
 from atlas.ralph.prompt import code_block, edit_block, extract_code, prompt_hash, repair, rewrite, solve, write_tests
 from atlas.ralph.receipts import check_receipt, issue_receipt, rerun_receipt
+from atlas.ralph.requests import Correction, Proof, TaskRequest, TaskResult
+from atlas.ralph.telling import told
 from atlas.ralph.tools import Tools
 from atlas.ralph.workforce import Workforce
 
 __all__ = [
+    "Correction",
+    "Proof",
+    "TaskRequest",
+    "TaskResult",
     "Tools",
     "WorkerOptions",
     "Workforce",
@@ -32,5 +39,6 @@ __all__ = [
     "run_worker",
     "solve",
     "solve_task",
+    "told",
     "write_tests",
 ]

@@ -17,7 +17,7 @@ PASSWORD_MIN_CHARS = 12  # NIST SP 800-63B's advice is length and nothing else; 
 PASSWORD_MAX_CHARS = 1024  # longer ones cost hashing time and protect nothing
 EMAIL_MAX_CHARS = 255
 DEFAULT_SCOPES: tuple[Scope, ...] = ("chat", "embeddings", "tasks", "projects", "read")
-MEMBER_SCOPES = frozenset(DEFAULT_SCOPES)
+MEMBER_SCOPES = frozenset(DEFAULT_SCOPES) | {"interactive"}
 ADMIN_SCOPES = MEMBER_SCOPES | {"admin"}
 ALL_SCOPES = frozenset(get_args(Scope))
 

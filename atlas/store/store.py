@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+import threading
 import time
 from collections.abc import Callable
 
@@ -45,6 +46,7 @@ class Store:
         self,
         ledger: Ledger,
         *,
+        directory: DataDirectory,
         pepper: bytes,
         signing_key: bytes,
         settings: LedgerSettings = DEFAULTS.ledger,
@@ -54,7 +56,9 @@ class Store:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._ledger = ledger
+        self._directory = directory
         self._clock = clock
+        self._making = threading.Lock()
         self.accounts = Accounts(ledger, auth=auth, limits=limits, clock=clock)
         self.keys = Keys(ledger, self.accounts, pepper, preset=preset, clock=clock)
         access = AccessTokens(ledger, self.accounts, signing_key, auth=auth, clock=clock)
@@ -73,6 +77,15 @@ class Store:
             self._ledger.write(lambda connection: _put(connection, "checked_at", str(self._clock()))).result(CHECK_TIMEOUT_S)
         except TimeoutError:
             raise LedgerUnavailable("the ledger is not writing; its disk may be stuck", retry_after_s=RETRY_AFTER_S) from None
+
+    def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """Contents of `secrets/NAME` in the data directory, made when first asked for."""
+        with self._making:
+            kept = self._directory.read_secret(name)
+            if kept is None:
+                kept = make()
+                self._directory.write_secret(name, kept)
+            return kept
 
     def close(self) -> None:
         """Finish pending writes and close the ledger."""
@@ -102,6 +115,7 @@ def open_store(
         ledger.migrate()
         return Store(
             ledger,
+            directory=directory,
             pepper=_pepper(directory, ledger),
             signing_key=_signing_key(directory),
             settings=settings,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import httpx
 import jwt
 
 from atlas.store import KeyInfo, Store
@@ -99,6 +100,10 @@ class Callers:
             return made.id
         if name == "session_id":
             return self.store.sessions.open(member, source="", user_agent="").session.id
+        if name == "task_id":
+            task = {"task": "Write f(x).", "tests": "assert f(1) == 2"}
+            made_task: str = httpx.post(f"{self.url}/v1/tasks", json=task, headers=self.member(), timeout=20).json()["id"]
+            return made_task
         if name == "invitation_id":
             return self.store.accounts.invite(actor=self.people.owner.id).id
         return member.id if name == "user_id" else FIXED[name]

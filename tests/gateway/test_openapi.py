@@ -22,8 +22,13 @@ from atlas.engine import ScriptedEngine
 from atlas.gateway import create_app
 from atlas.store import Store
 from tests.gateway.conftest import KEY, MODEL, Running, deps_of, new_store, serving
+from tests.gateway.metered import redis
 from tests.gateway.people import People, settle, token_of
 from tests.gateway.sandboxes import new_sandbox, started
+from tests.gateway.tasking import new_journal, opened
+from tests.store.live.conftest import Server
+
+__all__ = ["redis"]  # a fixture
 
 PROXIED = {"via": "1.1 test"}  # else /metrics takes us for a program on its own machine
 
@@ -41,9 +46,10 @@ def people(ledger: Store) -> People:
 
 
 @pytest.fixture(scope="module")
-def server(ledger: Store) -> Iterator[Running]:
-    deps = deps_of(ScriptedEngine(["Hello world!"], model=MODEL), store=ledger, sandbox=new_sandbox())
-    with serving(deps) as running, started(running):
+def server(ledger: Store, redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    journal = new_journal(ledger, redis, tmp_path_factory.mktemp("journal"))
+    deps = deps_of(ScriptedEngine(["Hello world!"], model=MODEL), store=ledger, sandbox=new_sandbox(), journal=journal)
+    with serving(deps) as running, started(running), opened(journal, running):
         yield running
 
 

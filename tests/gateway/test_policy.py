@@ -23,7 +23,12 @@ from atlas.log import RECENT
 from atlas.settings import Settings
 from tests.gateway.callers import Callers
 from tests.gateway.conftest import MODEL, deps_of, new_store, serving
+from tests.gateway.metered import redis
 from tests.gateway.people import settle
+from tests.gateway.tasking import new_journal, opened
+from tests.store.live.conftest import Server
+
+__all__ = ["redis"]  # a fixture
 
 POLICY: dict[str, Any] = tomllib.loads(Path(__file__).with_name("policy.toml").read_text())
 CALLERS: list[str] = POLICY["callers"]
@@ -40,6 +45,7 @@ def pages(deps: GatewayDeps) -> Any:
             store=deps.store,
             live=None,
             traffic=deps.traffic,
+            journal=deps.journal,
             engine=deps.engine,
             registry=ModelRegistry(Path("/nonexistent")),
             readiness=lambda: check_readiness(deps),
@@ -51,11 +57,12 @@ def pages(deps: GatewayDeps) -> Any:
 
 
 @pytest.fixture(scope="module")
-def callers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callers]:
+def callers(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callers]:
     folder = tmp_path_factory.mktemp("policy") / "data"
     store = new_store(folder)
-    deps = deps_of(ScriptedEngine(["Hello world!"], model=MODEL), store=store)
-    with serving(deps, extra_routes=pages(deps)) as server:
+    journal = new_journal(store, redis, folder)
+    deps = deps_of(ScriptedEngine(["Hello world!"], model=MODEL), store=store, journal=journal)
+    with serving(deps, extra_routes=pages(deps)) as server, opened(journal, server):
         yield Callers(store, settle(store), server.url, (folder / "secrets" / "jwt").read_bytes())
     store.close()
 

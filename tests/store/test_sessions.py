@@ -104,7 +104,7 @@ def test_what_a_browser_says_of_itself_is_cut_and_cleaned(store: Store) -> None:
 def test_members_and_admins_may_do_what_their_role_says(store: Store) -> None:
     owner = set_up(store)
     bob = add_user(store)
-    member = {"chat", "embeddings", "tasks", "projects", "read"}
+    member = {"chat", "embeddings", "tasks", "interactive", "projects", "read"}
     assert store.sessions.principal(bob).scopes == member
     principal = store.sessions.principal(owner)
     assert principal.scopes == member | {"admin"}
