@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import httpx
 import pytest
 
 from atlas import control
-from tests.cli.conftest import RunningServer, children, wait_for
+from tests.cli.conftest import RunningServer, children, clean_environment, run_cli, wait_for
 
 FORBIDDEN = ("torch", "llama_cpp", "litestar", "sqlalchemy", "redis")
 
@@ -65,6 +67,87 @@ def test_workers_end_with_a_serving_process_that_is_killed_and_come_again(served
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before))
     wait_for(served.is_ready)
     wait_for(lambda: counts(served)["connected"] == 2)
+
+
+RIGHT = "```python\ndef double(x):\n    return 2 * x\n```\n"
+BODY = {"task": "Write double(x).", "tests": "assert double(4) == 8\nassert double(0) == 0", "k": 1, "max_attempts": 1}
+
+
+@contextmanager
+def started(*arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
+    """`atlas worker`, ended in order; what it has said is on its stderr."""
+    command = [sys.executable, "-m", "atlas", "worker", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=clean_environment(**environ))
+    try:
+        yield process
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 0, said
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def solved(server: RunningServer, timeout_s: float = 60.0) -> dict[str, Any]:
+    """A task that was submitted and closed."""
+    with httpx.Client(base_url=server.url, headers={"x-api-key": server.key}, verify=False, timeout=20) as http:
+        task_id = http.post("/v1/tasks", json=BODY).raise_for_status().json()["id"]
+        wait_for(lambda: http.get(f"/v1/tasks/{task_id}").json()["state"] == "closed", timeout_s)
+        found: dict[str, Any] = http.get(f"/v1/tasks/{task_id}").json()
+        return found
+
+
+def worker_key(server: RunningServer) -> str:
+    made = server.cli("keys", "create", "--name", "worker", "--scope", "worker", "--json")
+    return str(json.loads(made.stdout)["key"])
+
+
+def test_workers_on_this_machine_and_behind_tls_solve_what_is_submitted(tmp_path: Path) -> None:
+    server = RunningServer(tmp_path / "data", "server.tls=auto", SCRIPTED_REPLY=RIGHT)
+    try:
+        server.wait_ready()
+        with started(ATLAS_HOME=str(server.data_dir)):
+            assert solved(server)["outcome"] == "done"
+        key, ca = worker_key(server), str(server.data_dir / "tls" / "ca.pem")
+        with started("--server", server.url, "--ca", ca, ATLAS_API_KEY=key, ATLAS_HOME=str(tmp_path / "far")):
+            task = solved(server)
+        assert (task["outcome"], task["result"]["verdict"]["status"]) == ("done", "verified")
+    finally:
+        server.stop()
+
+
+def test_a_worker_whose_server_is_started_again_goes_on_with_its_task(tmp_path: Path) -> None:
+    server = RunningServer(tmp_path / "data", SCRIPTED_REPLY="# " + "word " * 200 + "\n" + RIGHT, SCRIPTED_DELAY_S="0.02")
+    try:
+        server.wait_ready()
+        with (
+            started(ATLAS_HOME=str(server.data_dir)),
+            httpx.Client(base_url=server.url, headers={"x-api-key": server.key}) as http,
+        ):
+            task_id = http.post("/v1/tasks", json=BODY).raise_for_status().json()["id"]
+            wait_for(lambda: http.get(f"/v1/tasks/{task_id}").json()["state"] == "running")
+            os.kill(server.child, signal.SIGKILL)
+            wait_for(server.is_ready)
+            wait_for(lambda: http.get(f"/v1/tasks/{task_id}").json()["state"] == "closed", 90)
+            task = http.get(f"/v1/tasks/{task_id}").json()
+        assert (task["outcome"], task["num_deliveries"]) == ("done", 1)
+    finally:
+        server.stop()
+
+
+def test_what_a_person_got_wrong_about_a_worker_is_one_line(served: RunningServer, tmp_path: Path) -> None:
+    nowhere = run_cli("worker", ATLAS_HOME=str(tmp_path / "none"))
+    assert (nowhere.returncode, nowhere.stderr.count("\n")) == (1, 1)
+    assert "start one with `atlas serve`" in nowhere.stderr
+    keyless = run_cli("worker", "--server", served.url)
+    assert keyless.returncode == 1
+    assert "a key of scope `worker`" in keyless.stderr
+    wrong = run_cli("worker", "--server", served.url, "--server-sandbox", "--key", served.key)
+    assert wrong.returncode == 1
+    assert "the scope 'worker' is needed here" in wrong.stderr.splitlines()[-1]
+    no_address = run_cli("worker", "--server", "gpu.example:8000", "--server-sandbox", "--key", served.key)
+    assert (no_address.returncode, no_address.stderr.count("\n")) == (1, 1)
+    assert "https://HOST:PORT" in no_address.stderr
 
 
 def test_a_worker_loads_neither_model_nor_framework_nor_stores() -> None:
