@@ -100,7 +100,7 @@ class Workers:
         except AtlasError as error:  # its owner is gone: nobody is there for whom to do it
             await self.journal.finish(lease.delivery, Ending(outcome="failed", reason=error.message))
             return None
-        if self._connected.get(listener.worker) is not listener:
+        if self._connected.get(listener.worker) is not listener or self.deps.draining.is_set():
             await self._unheard(held)
             return None
         asyncio.get_running_loop().call_later(lease.lease_s * UNHEARD_SHARE, lambda: self._spawn(self._unheard(held)))

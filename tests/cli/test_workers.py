@@ -112,6 +112,8 @@ def test_workers_on_this_machine_and_behind_tls_solve_what_is_submitted(tmp_path
         with started("--server", server.url, "--ca", ca, ATLAS_API_KEY=key, ATLAS_HOME=str(tmp_path / "far")):
             task = solved(server)
         assert (task["outcome"], task["result"]["verdict"]["status"]) == ("done", "verified")
+        stranger = run_cli("worker", "--server", server.url, "--server-sandbox", ATLAS_API_KEY=key)
+        assert (stranger.returncode, "name its authority with --ca" in stranger.stderr) == (1, True)
     finally:
         server.stop()
 

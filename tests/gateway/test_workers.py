@@ -217,6 +217,23 @@ async def test_a_task_that_its_worker_never_took_is_for_others_and_does_not_coun
     assert shop.task(task_id).excused == 1
 
 
+async def test_batch_tasks_get_their_part_under_a_stream_of_interactive_ones(shop: Shop) -> None:
+    """At least a fifth of the half that would be fair, with interactive tasks waiting all the time."""
+    batch = {shop.submit(priority=2) for _ in range(20)}
+    interactive = [shop.submit(priority=0) for _ in range(5)]
+    served = []
+    async with connected(shop.line()) as line:
+        for _ in range(90):
+            interactive.append(shop.submit(priority=0))
+            held = await leased(line)
+            served.append(held.lease.task)
+            await held.call(Finish, outcome="done")
+        while not all(shop.task(task_id).is_closed for task_id in (*batch, *interactive)):
+            await (await leased(line)).call(Finish, outcome="done")
+    assert len(batch & set(served)) >= 9
+    assert len(set(served)) == 90
+
+
 async def test_a_broken_connection_is_made_again_and_the_task_goes_on(shop: Shop) -> None:
     task_id = shop.submit()
     async with connected(shop.line()) as line:
