@@ -134,11 +134,13 @@ class Workers:
         try:
             held = await self.find(listener, delivery)
         except DeliveryOver:
-            return await self.journal.finish(delivery, ending)  # repeated, or fenced and counted
+            how = await self.journal.finish(delivery, ending)
+            self.watch.endings["fenced"] += how == "fenced"
+            return how
         state: RequestState = {"done": "completed", "failed": "failed", "cancelled": "aborted"}[ending.outcome]  # type: ignore[assignment]
         await held.settle(state, ending.outcome)
         how = await self.journal.finish(delivery, ending)
-        self._forget(held)
+        self._forget(held, "fenced" if how == "fenced" else ending.outcome)
         return how
 
     async def give_back(self, listener: Listener, delivery: Delivery, *, reason: str, delay_s: float, is_excused: bool) -> bool:
@@ -146,7 +148,7 @@ class Workers:
         held = await self.find(listener, delivery)
         await held.settle("interrupted", "given_back")
         is_made = await self.journal.give_back(delivery, reason=reason, delay_s=delay_s, is_excused=is_excused)
-        self._forget(held)
+        self._forget(held, "given_back" if is_made else "lost")
         return is_made
 
     # -- the house --
@@ -206,7 +208,7 @@ class Workers:
             await self._settle_lost(held)
 
     async def _settle_lost(self, held: HeldTask) -> None:
-        self._forget(held)
+        self._forget(held, "lost")
         with contextlib.suppress(AtlasError):  # the ledger's; the row is written when it can be
             await held.settle("interrupted", "lost")
 
@@ -214,20 +216,21 @@ class Workers:
         """Its worker never got it: that is no fault of the task, and does not count."""
         if held.is_heard_of or self._held.get(held.delivery) is not held:
             return
-        self._forget(held)
+        self._forget(held, "untaken")
         reason = f"worker {held.task.worker} did not take it"
         with contextlib.suppress(AtlasError):  # then the lease ends by itself
             await self.journal.give_back(held.delivery, reason=reason, is_excused=True)
 
-    def _forget(self, held: HeldTask) -> None:
+    def _forget(self, held: HeldTask, ending: str) -> None:
         held.close()
         if self._held.get(held.delivery) is held:
             del self._held[held.delivery]
+            self.watch.endings[ending] += 1
         self._count()
 
     def _count(self) -> None:
         names = [held.task.worker for held in self._held.values()]
-        self.watch.busy = {worker: names.count(worker) for worker in self._connected}
+        self.watch.see({worker: names.count(worker) for worker in self._connected})
 
     def _spawn(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]

@@ -48,18 +48,6 @@ def test_the_server_keeps_as_many_workers_as_it_shall(served: RunningServer) -> 
     assert before[1] in workers_of(served)
 
 
-def test_readiness_says_that_no_worker_is_there(served: RunningServer) -> None:
-    wait_for(lambda: counts(served)["connected"] == 2)
-    assert "no worker is connected: tasks wait" not in httpx.get(f"{served.url}/readyz").json()["reasons"]
-    pids = workers_of(served)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: "no worker is connected: tasks wait" in httpx.get(f"{served.url}/readyz").json()["reasons"])
-    wait_for(lambda: counts(served)["connected"] == 2)
-
-
 def test_workers_end_with_a_serving_process_that_is_killed_and_come_again(served: RunningServer) -> None:
     wait_for(lambda: counts(served)["connected"] == 2)
     before = workers_of(served)

@@ -146,9 +146,6 @@ class Shop:
     def far_line(self, key: str) -> Line:
         return Line(remote(self.running.url, key), f"test-{uuid.uuid4().hex[:8]}")
 
-    def busy(self) -> dict[str, int]:
-        return self.running.deps.workers.busy
-
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
