@@ -178,6 +178,8 @@ async def test_a_worker_has_no_say_in_what_another_one_holds(shop: Shop) -> None
             await thief.tools(None).generate(ASK)
         with pytest.raises(DeliveryOver):
             await thief.call(GiveBack, reason="mine now")
+        with pytest.raises(DeliveryOver):
+            await thief.call(Finish, outcome="done", result=b"forged")
         assert (await thief.call(Beat)).standing == "lost"
         assert (await held.call(Beat)).standing == "held"
         assert (await held.call(Finish, outcome="done")).finish == "closed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from atlas.engine import Engine, ScriptedEngine
+from atlas.errors import Unavailable
 from atlas.gateway.submissions import read_event, read_run, solve_submission
 from atlas.ralph import WorkerOptions
 from atlas.ralph.dial import local, remote
@@ -24,7 +26,7 @@ from atlas.ralph.held import Held
 from atlas.ralph.line import Line
 from atlas.ralph.worker import ended
 from atlas.settings import LimitSettings, LogSettings, QueueSettings, Settings, TaskSettings
-from atlas.store import Journal, Task, TaskEvent, open_journal, open_live
+from atlas.store import Journal, Submission, Submitted, Task, TaskEvent, open_journal, open_live
 from atlas.types import Event, Limits, Principal, Request, Route, Run, Usage, VisibleTests
 from atlas.workline import AskLease, Leased
 from tests.gateway.conftest import KEY, MODEL, Running, deps_of, new_store, serving, wait_for
@@ -85,7 +87,15 @@ class Shop:
     def submit(self, request: Request = TASK, who: Principal | None = None, **options: Any) -> str:
         changes = {name: options.pop(name) for name in ("max_deliveries", "body") if name in options}
         submission = solve_submission(request, who or self.owner, self.running.deps.settings.tasks, **options)
-        return self.do(self.journal.submit(msgspec.structs.replace(submission, **changes))).task.id
+        return self.do(self._insist(msgspec.structs.replace(submission, **changes))).task.id
+
+    async def _insist(self, submission: Submission) -> Submitted:
+        """Until it is taken: Redis may just have been started again."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                with contextlib.suppress(Unavailable):
+                    return await self.journal.submit(submission)
+                await asyncio.sleep(0.1)
 
     def task(self, task_id: str) -> Task:
         return self.do(self.journal.get(task_id))
