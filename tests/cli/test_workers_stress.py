@@ -224,6 +224,7 @@ def test_a_thousand_tasks_are_closed_once_and_paid_once_whoever_is_killed(
     assert len(set(ids)) == num_tasks
     with opened(house.folder) as store:
         told = check(store, set(ids))
+    assert told["paid_twice"] <= trouble.done["kill_server"]  # killed between the usage row and the closing: solved once more
     with capsys.disabled():
         print(f"\n{num_tasks} tasks closed once in {took_s:.1f} s: {told}; {dict(trouble.done)}")
     assert set(trouble.done) >= {
