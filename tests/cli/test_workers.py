@@ -21,9 +21,13 @@ from tests.cli.conftest import RunningServer, children, clean_environment, run_c
 FORBIDDEN = ("torch", "llama_cpp", "litestar", "sqlalchemy", "redis")
 
 
+RIGHT = "```python\ndef double(x):\n    return 2 * x\n```\n"
+BODY = {"task": "Write double(x).", "tests": "assert double(4) == 8\nassert double(0) == 0", "k": 1, "max_attempts": 1}
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    server = RunningServer(tmp_path_factory.mktemp("served") / "data", "tasks.workers=2")
+    server = RunningServer(tmp_path_factory.mktemp("served") / "data", "tasks.workers=2", SCRIPTED_REPLY=RIGHT)
     server.wait_ready()
     yield server
     server.stop()
@@ -36,7 +40,11 @@ def counts(server: RunningServer) -> dict[str, Any]:
 
 def workers_of(server: RunningServer) -> list[int]:
     """Processes below the serving one that are workers."""
-    return [pid for pid in children(server.child) if b"atlas.ralph" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    return [pid for pid in children(server.child) if b"atlas.ralph" in _arguments(pid)]
+
+
+def _arguments(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
 def test_the_server_keeps_as_many_workers_as_it_shall(served: RunningServer) -> None:
@@ -55,10 +63,6 @@ def test_workers_end_with_a_serving_process_that_is_killed_and_come_again(served
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before))
     wait_for(served.is_ready)
     wait_for(lambda: counts(served)["connected"] == 2)
-
-
-RIGHT = "```python\ndef double(x):\n    return 2 * x\n```\n"
-BODY = {"task": "Write double(x).", "tests": "assert double(4) == 8\nassert double(0) == 0", "k": 1, "max_attempts": 1}
 
 
 @contextmanager
@@ -123,6 +127,19 @@ def test_a_worker_whose_server_is_started_again_goes_on_with_its_task(tmp_path: 
         assert (task["outcome"], task["num_deliveries"]) == ("done", 1)
     finally:
         server.stop()
+
+
+def test_a_sandbox_that_dies_under_a_worker_of_the_server_costs_it_nothing(served: RunningServer) -> None:
+    wait_for(lambda: counts(served)["connected"] == 2)
+    with httpx.Client(base_url=served.url, headers={"x-api-key": served.key}, timeout=20) as http:
+        tests = "import time\ntime.sleep(2.0)\nassert double(4) == 8"
+        task_id = http.post("/v1/tasks", json=BODY | {"tests": tests}).raise_for_status().json()["id"]
+        wait_for(lambda: "atlas_sandbox_running 1.0" in http.get("/metrics").text)
+        [pool] = [pid for pid in children(served.child) if b"atlas.sandbox.pool" in _arguments(pid)]
+        os.kill(pool, signal.SIGKILL)
+        wait_for(lambda: http.get(f"/v1/tasks/{task_id}").json()["state"] == "closed", 90)
+        task = http.get(f"/v1/tasks/{task_id}").json()
+    assert (task["outcome"], task["num_deliveries"], task["result"]["verdict"]["status"]) == ("done", 1, "verified")
 
 
 def test_what_a_person_got_wrong_about_a_worker_is_one_line(served: RunningServer, tmp_path: Path) -> None:
