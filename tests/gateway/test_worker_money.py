@@ -16,6 +16,7 @@ from atlas.types import Message, Prompt, Route
 from atlas.workline import Finish
 from tests.gateway.conftest import wait_for
 from tests.gateway.metered import redis
+from tests.gateway.people import settle
 from tests.gateway.workshop import RIGHT, TASK, WRONG, Shop, connected, leased, open_shop
 from tests.store.live.conftest import Server
 
@@ -120,6 +121,36 @@ def test_a_killed_worker_leaves_a_row_for_what_it_used_and_the_next_pays_for_its
         assert 0 < interrupted.completion_tokens < completed.completion_tokens == shop.run_of(task_id).num_tokens
         assert engine.stats().generated_tokens - 5 <= interrupted.completion_tokens + completed.completion_tokens
         assert shop.running.deps.store.usage.open_reservations() == []
+
+
+def test_each_task_is_paid_by_its_own_owner(redis: Server, tmp_path: Path) -> None:
+    with open_shop(redis, tmp_path / "data") as shop:
+        store = shop.running.deps.store
+        people = settle(store)
+        owners = {}
+        for user in (people.member, people.other):
+            who = store.keys.verify(store.keys.mint("k", owner=user.id).key)
+            owners |= {shop.submit(who=who): user.id for _ in range(3)}
+        with shop.worker(), shop.worker():
+            assert {shop.closed(task_id).outcome for task_id in owners} == {"done"}
+        for task_id, owner in owners.items():
+            [usage] = shop.usage(task_id)
+            assert (usage.owner, usage.state) == (owner, "completed")
+            assert usage.completion_tokens == shop.run_of(task_id).num_tokens
+
+
+def test_a_disabled_owner_has_nothing_done(redis: Server, tmp_path: Path) -> None:
+    with open_shop(redis, tmp_path / "data") as shop:
+        store = shop.running.deps.store
+        people = settle(store)
+        who = store.keys.verify(store.keys.mint("k", owner=people.member.id).key)
+        task_id = shop.submit(who=who)
+        store.accounts.update(people.member.id, disabled=True, actor=people.owner.id)
+        with shop.worker():
+            task = shop.closed(task_id)
+        assert task.outcome == "failed"
+        assert "disabled" in task.reason
+        assert shop.usage(task_id) == []
 
 
 def test_a_chat_does_not_wait_for_a_task_to_end(redis: Server, tmp_path: Path) -> None:
