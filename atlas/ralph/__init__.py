@@ -2,9 +2,9 @@
 
 `solve_task(request, tools)` is the loop, as a stream of events that ends with the closed Run; everything with an effect is in
 `Tools`. A chat becomes a Request by `request_of`, if `is_coding_task`; JSON by `TaskRequest`. A Run becomes JSON by `TaskResult`,
-and a receipt that others can check. The workers that do so for the tasks of a server are processes (`run_worker`), which a
-`Workforce` keeps running beside it. The other names are the prompts of one attempt (`prompt.py`), pure functions that the bundled
-model's training uses too.
+and a receipt that others can check. Workers, which solve the tasks of a server, are processes (`run_worker`) that a `Workforce`
+keeps running beside it. The other names are the prompts of one attempt (`prompt.py`), pure functions that the bundled model's
+training uses too.
 """
 
 from atlas.ralph.classify import is_coding_task, request_of
