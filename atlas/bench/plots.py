@@ -56,7 +56,7 @@ def intervals(title: str, rows: Sequence[Named], *, name: str) -> Markup:
 
 
 def curve(title: str, points: dict[int, Estimate], *, name: str) -> Markup:
-    """A rate by k, its interval as a band; k is drawn by its logarithm's rank, so that every k has its place."""
+    """A rate by k, its interval as a band; one k is as far from the next as any other."""
     known = [(k, estimate) for k, estimate in sorted(points.items()) if estimate.value is not None]
     left, right, top, bottom = 60.0, WIDTH - 20.0, 20.0, CURVE_HEIGHT - 40.0
     step = (right - left - 40) / max(1, len(known) - 1)

@@ -53,14 +53,11 @@ def as_data(settings: BenchSettings, records: Sequence[Record]) -> dict[str, Any
 
 def as_table(settings: BenchSettings, records: Sequence[Record]) -> str:
     """The same for a terminal."""
-    lines = [COLUMNS, *(_cells(row) for row in figures_of(settings, records))]
+    rows = figures_of(settings, records)
+    lines = [COLUMNS, *map(_cells, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
     shown = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    for row in figures_of(settings, records):
-        shown += [
-            f"oracle, {row.method.title}: " + ", ".join(f"pass@{k} {as_text(rate)}" for k, rate in row.oracle.items())
-        ] * bool(row.oracle)
-    return "\n".join(shown)
+    return "\n".join([*shown, *(_oracle_line(row) for row in rows if row.oracle)])
 
 
 def method_pairs(settings: BenchSettings, records: Sequence[Record]) -> dict[str, Difference]:
@@ -82,6 +79,11 @@ def difference_line(name: str, pair: Difference) -> str:
         f"({100 * pair.low:+.1f} to {100 * pair.high:+.1f}) over {pair.n} tasks; first seed: {pair.num_gained} gained, "
         f"{pair.num_lost} lost, p = {pair.p:.2g}"
     )
+
+
+def _oracle_line(row: Figures) -> str:
+    rates = ", ".join(f"pass@{k} {as_text(rate)}" for k, rate in row.oracle.items())
+    return f"oracle, {row.method.title}: {rates}"
 
 
 def _facts(settings: BenchSettings) -> dict[str, str]:

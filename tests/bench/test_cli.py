@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
+from atlas.cli.main import cli
 from tests.bench.test_formats import LIVE, OURS
 from tests.cli.conftest import RunningServer
 from tests.engine.file_server import serving
@@ -30,6 +32,11 @@ def tasks(tmp_path: Path) -> Path:
     impossible = {"id": "b", "hidden": {"cases": [{"args": [1, 2], "expected": 4}]}}
     path.write_text("\n".join(json.dumps(row) for row in (OURS | shown, OURS | shown | impossible)), "utf-8")
     return path
+
+
+def called(home: Path, *arguments: str, **environ: str) -> Result:
+    """In this process: what ends before a task is asked needs no interpreter of its own."""
+    return CliRunner().invoke(cli, ["bench", *arguments], env={"ATLAS_HOME": str(home), **environ})
 
 
 def test_a_file_of_tasks_is_measured_reported_listed_and_compared(server: RunningServer, tasks: Path) -> None:
@@ -80,19 +87,19 @@ def test_a_public_suite_is_pulled_from_a_mirror_and_solved(server: RunningServer
     ],
 )
 def test_a_users_mistake_is_one_line_with_a_way_out(server: RunningServer, arguments: tuple[str, ...], message: str) -> None:
-    done = server.cli("bench", *arguments)
-    assert (done.returncode, done.stdout) == (1, "")
+    done = called(server.data_dir, *arguments)
+    assert (done.exit_code, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert message in line
 
 
 def test_offline_nothing_is_pulled(server: RunningServer) -> None:
-    done = server.cli("bench", "mbpp", ATLAS_ENGINE_OFFLINE="true")
-    assert done.returncode == 1
+    done = called(server.data_dir, "mbpp", ATLAS_ENGINE_OFFLINE="true")
+    assert done.exit_code == 1
     assert "engine.offline forbids downloads; bring the file yourself: atlas bench mbpp --data FILE" in done.stderr
 
 
-def test_without_a_server_it_is_said(tmp_path: Path, server: RunningServer) -> None:
-    done = server.cli("bench", "nano", "--data-dir", str(tmp_path / "nobody"))
-    assert (done.returncode, done.stdout) == (1, "")
+def test_without_a_server_it_is_said(tmp_path: Path) -> None:
+    done = called(tmp_path / "nobody", "nano")
+    assert (done.exit_code, done.stdout) == (1, "")
     assert "no server runs on" in done.stderr

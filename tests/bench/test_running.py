@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from atlas.bench import Journal, Record, best_of, greedy, loop, read_journal, standard_methods
 from atlas.bench.figures import figures_of
 from atlas.errors import EngineFailed, OperatorError, SandboxUnavailable
-from atlas.ralph import Policy
+from atlas.ralph import Policy, Tools, solve_task
 from atlas.sandbox import Sandbox
-from atlas.types import Event, Execution, Program, Request, RunClosed, RunLimits
+from atlas.types import Candidate, Event, Execution, Program, Request, RunClosed, RunLimits
 from tests.bench.conftest import NARROW, RIGHT, SECRET, SEEN, WRONG, Scene, settings_of, suite
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -79,6 +79,22 @@ async def test_every_sample_of_best_of_k_is_graded_and_the_choice_sees_visible_t
     [row] = figures_of(settings_of(scene.tasks, [best_of(5)]), records)
     oracle = {k: rate.value for k, rate in row.oracle.items()}
     assert oracle == {1: pytest.approx(0.4), 2: pytest.approx(0.7), 3: pytest.approx(0.9), 5: 1.0}
+
+
+async def test_a_right_sample_that_was_not_chosen_solves_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Two samples pass what was shown; the choice falls on the one that knows nothing else, and no hidden test corrects it."""
+    scene = Scene(sandbox.run, [SEEN, RIGHT], tasks=suite(1))
+
+    async def seen_first(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        return sorted(candidates, key=lambda candidate: candidate.code != SEEN)
+
+    def solve(request: Request, policy: Policy) -> AsyncIterator[Event]:
+        return solve_task(request, Tools(generate=scene.engine.submit, run=sandbox.run, rank=seen_first))
+
+    [record] = await scene.measure(tmp_path, [best_of(2)], solve=solve)
+    assert (record.status, record.passed) == ("verified", False)
+    [row] = figures_of(settings_of(scene.tasks, [best_of(2)]), [record])
+    assert (row.solved.value, row.false_verified.value, row.oracle[2].value) == (0.0, 1.0, 1.0)
 
 
 async def test_the_baseline_spends_what_best_of_k_has_spent_and_repairs_each_sample_once(
