@@ -53,7 +53,9 @@ OF_PROJECTS = ("python", "edits", "output", "branch", "fail_to_pass", "protect",
     "--fail-to-pass", multiple=True, metavar="ID", help="With --project: a test that must pass now; by default all that failed."
 )
 @click.option("--protect", multiple=True, metavar="PATTERN", help="With --project: paths that the change must leave alone.")
-@click.option("--read-only", multiple=True, metavar="PATH", help="With --project: what the tests must see beside it.")
+@click.option(
+    "--read-only", multiple=True, type=click.Path(exists=True), help="With --project: what the tests must see beside it."
+)
 @click.option("--diff", "output", flag_value="diff", help="With --project: print the change as a diff if it is verified.")
 @click.option("--write", "output", flag_value="write", help="With --project: make the change in the files if it is verified.")
 @click.option("--branch", help="With --project: make a branch of this name if it is verified.")
@@ -81,7 +83,7 @@ def verify(file: Path | None, project: Path | None, config: Path | None, data_di
     with told_apart():
         settings = read_settings(config, data_dir)
     if file is not None and file.suffix == RECEIPT:
-        with told_apart(of_operator=NOT_VERIFIED):
+        with told_apart(of_operator=NotVerified):
             _require_receipt(file)
             run_again, as_json = not options["no_run"], options["as_json"]
             verify_receipt(settings, file, fingerprint=options["fingerprint"], run_again=run_again, as_json=as_json)
@@ -93,29 +95,43 @@ def verify(file: Path | None, project: Path | None, config: Path | None, data_di
 
 
 class Stopped(click.ClickException):
-    """One line on stderr, and an exit status."""
-
-    def __init__(self, message: str, *, status: int) -> None:
-        super().__init__(message)
-        self.exit_code = status
+    """One line on stderr, and the exit status."""
 
     def show(self, file: Any = None) -> None:  # click's own annotation
         click.echo(f"atlas: {self.message}", err=True)
 
 
+class NotVerified(Stopped):
+    """There is nothing that could be true."""
+
+    exit_code = NOT_VERIFIED
+
+
+class Misused(Stopped):
+    """The user's to mend."""
+
+    exit_code = MISUSED
+
+
+class Undecided(Stopped):
+    """Ours, or the machine's, to mend."""
+
+    exit_code = UNDECIDED
+
+
 @contextlib.contextmanager
-def told_apart(*, of_operator: int = MISUSED) -> Iterator[None]:
-    """A user's mistake, and what went wrong with us, are never taken for a verdict; `of_operator` is the status of OperatorError."""
+def told_apart(*, of_operator: type[Stopped] = Misused) -> Iterator[None]:
+    """A user's mistake, and what went wrong with us, are never taken for a verdict; `of_operator`: what an OperatorError is."""
     try:
         yield
     except Unavailable as error:
-        raise Stopped(error.message, status=UNDECIDED) from None
+        raise Undecided(error.message) from None
     except OperatorError as error:
-        raise Stopped(error.message, status=of_operator) from None
+        raise of_operator(error.message) from None
     except BadRequest as error:
-        raise Stopped(error.message, status=MISUSED) from None
+        raise Misused(error.message) from None
     except AtlasError as error:
-        raise Stopped(error.message, status=UNDECIDED) from None
+        raise Undecided(error.message) from None
 
 
 def _require_receipt(file: Path) -> None:
@@ -165,7 +181,7 @@ def verify_project(settings: Settings, project: Path, options: dict[str, Any]) -
     else:
         print("\n".join(verdict_lines(verdict)), file=sys.stderr if options["output"] == "diff" else sys.stdout)
     if verdict.passed:
-        with told_apart(of_operator=UNDECIDED):  # the change is right, but where it was to go it is not
+        with told_apart(of_operator=Undecided):  # the change is right, but where it was to go it is not
             _hand_over(project.absolute(), verdict, options)
     sys.exit(0 if verdict.passed else NOT_VERIFIED)
 

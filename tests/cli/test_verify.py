@@ -96,7 +96,17 @@ def test_a_sandbox_that_cannot_run_anything_is_no_verdict_but_exit_status_3(
 
 BROKEN = "def double(x):\n    return x\n\n\ndef half(x):\n    return x\n"
 MEND = "src.py\n<<<<<<< SEARCH\ndef double(x):\n    return x\n=======\ndef double(x):\n    return 2 * x\n>>>>>>> REPLACE\n"
-TESTS = "from src import double, half\n\n\ndef test_double():\n    assert double(2) == 4\n\n\ndef test_half():\n    assert half(4) == 2\n"
+TESTS = """
+from src import double, half
+
+
+def test_double():
+    assert double(2) == 4
+
+
+def test_half():
+    assert half(4) == 2
+"""
 
 
 @pytest.fixture
@@ -128,8 +138,16 @@ def test_a_project_s_tests_have_no_more_time_than_they_are_given(folder: Path, p
     (project / "test_src.py").write_text(TESTS.replace("assert double(2) == 4", "import time; time.sleep(60)"))
     done = judge(folder, "--timeout", "1")
     assert (done.returncode, "took too long" in done.stderr) == (2, True)  # without the change already: nothing can be judged
-    done = judge(folder, "--read-only", str(folder / "nosuch"))
-    assert (done.returncode, "nosuch" in done.stderr) == (2, True)
+
+
+def test_what_tests_shall_see_beside_a_project_must_be_there(folder: Path, project: Path) -> None:
+    (project / "test_src.py").write_text(f"from pathlib import Path\n{TESTS}    Path({str(folder / 'data')!r}).read_text()\n")
+    only = ("--fail-to-pass", "test_src.py::test_double", "--read-only", "data")
+    done = judge(folder, *only)
+    assert (done.returncode, "'data' does not exist" in done.stderr) == (2, True)
+    (folder / "data").write_text("seen")
+    (project / "src.py").write_text(BROKEN.replace("def half(x):\n    return x", "def half(x):\n    return x // 2"))
+    assert judge(folder, *only).returncode == 0
 
 
 def test_a_verified_change_that_cannot_be_handed_over_is_exit_status_3(folder: Path, project: Path) -> None:
