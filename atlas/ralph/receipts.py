@@ -23,6 +23,7 @@ from atlas.errors import BadRequest
 from atlas.types import Execution, Program, Run, RunLimits, Value, Verdict
 
 FORMAT = "atlas-receipt-1"
+KEY_NAME = "receipt-key"  # secrets/NAME: 32 bytes
 LIMIT_BYTES = 16 * 1024 * 1024
 
 RunProgram = Callable[[Program, RunLimits], Awaitable[Execution]]
@@ -104,6 +105,11 @@ def issue_receipt(run: Run, key: Ed25519PrivateKey, *, issued_at: float) -> byte
         signature=_base64(key.sign(canonical(receipt))),
     )
     return msgspec.json.format(msgspec.json.encode(signed), indent=1) + b"\n"
+
+
+def signing_key(secret: Callable[[str, Callable[[], bytes]], bytes]) -> Ed25519PrivateKey:
+    """The key of a server, made when first needed; `secret(name, make)` keeps it."""
+    return Ed25519PrivateKey.from_private_bytes(secret(KEY_NAME, lambda: Ed25519PrivateKey.generate().private_bytes_raw()))
 
 
 def check_receipt(data: bytes, *, pinned: str = "") -> Checked:
