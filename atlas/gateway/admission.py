@@ -202,9 +202,9 @@ class AdmissionQueue:
             return 0
         now_s = self._clock()
         if now_s - self._ranked_s >= RANKING_AGE_S or ticket.number not in self._ranks:
-            self._line.age(now_s)
+            self._dispatch()  # who has aged into first place may need less than those before
             self._ranks, self._ranked_s = self._line.ranks(), now_s
-        return self._ranks[ticket.number]
+        return self._ranks.get(ticket.number, 0)
 
     def leave(self, ticket: Ticket) -> None:
         """Give up its place in line, or all the slots it holds. Idempotent."""

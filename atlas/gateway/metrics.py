@@ -19,6 +19,7 @@ from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.meter import Meter
 from atlas.gateway.openapi import READING, replies_in_text
 from atlas.gateway.tally import Spread, Tally
+from atlas.gateway.worker_watch import ENDINGS
 from atlas.types import Generation, Usage
 
 # Buckets are vLLM's, in seconds: milliseconds of a small model to minutes of a long prompt.
@@ -44,6 +45,7 @@ class Metrics:
         self.registry.register(EngineCollector(deps))
         self.registry.register(MeterCollector(meter))
         self.registry.register(SandboxCollector(deps))
+        self.registry.register(WorkerCollector(deps))
         ProcessCollector(registry=self.registry)
 
     def observe(self, exchange: Exchange, *, route: str, wall_s: float) -> None:
@@ -120,6 +122,19 @@ class SandboxCollector(Collector):
         yield _labelled("atlas_sandbox_slots", "Runs at the same time", {"": status.slots})
         is_up = status.tier not in (None, "none") and not self.deps.sandbox_watch.trouble
         yield _labelled("atlas_sandbox_up", "Whether code is run, and is isolated", {"": is_up})
+
+
+class WorkerCollector(Collector):
+    """Workers, and how what they were given ended."""
+
+    def __init__(self, deps: GatewayDeps) -> None:
+        self.deps = deps
+
+    def collect(self) -> Iterator[Metric]:
+        workers = self.deps.workers
+        yield _labelled("atlas_workers", "Workers: kept by the server, connected, at work", workers.counts(), "state")
+        endings = {ending: workers.endings[ending] for ending in ENDINGS}
+        yield _counted("atlas_task_deliveries", "Tasks in the hands of a worker, by how that ended", endings, "ending")
 
 
 class EngineCollector(Collector):

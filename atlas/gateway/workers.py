@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Protocol
+from collections.abc import Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -23,6 +24,8 @@ from atlas.types import RequestState
 
 log = structlog.get_logger("atlas.workers")
 
+T = TypeVar("T")
+STATES: Mapping[str, RequestState] = {"done": "completed", "failed": "failed", "cancelled": "aborted"}
 UNHEARD_SHARE = 0.6  # of a lease, after which a worker that has not said it has its task never got it
 SHUTDOWN_S = 5.0
 
@@ -47,7 +50,7 @@ class Workers:
         self.watch = deps.workers
         self._connected: dict[str, Listener] = {}
         self._held: dict[Delivery, HeldTask] = {}
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[Any]] = set()
         self._is_closing = False
 
     @property
@@ -100,7 +103,7 @@ class Workers:
         except AtlasError as error:  # its owner is gone: nobody is there for whom to do it
             await self.journal.finish(lease.delivery, Ending(outcome="failed", reason=error.message))
             return None
-        if self._connected.get(listener.worker) is not listener:
+        if self._connected.get(listener.worker) is not listener or self.deps.draining.is_set():
             await self._unheard(held)
             return None
         asyncio.get_running_loop().call_later(lease.lease_s * UNHEARD_SHARE, lambda: self._spawn(self._unheard(held)))
@@ -113,8 +116,9 @@ class Workers:
             DeliveryOver: it does not, or not any more.
         """
         held = self._held.get(delivery) or await self._found_again(delivery)
-        if held is None or held.task.worker != listener.worker:
-            raise DeliveryOver(f"delivery {delivery.number} of task {delivery.task_id} is over, or another worker's")
+        if held is None:
+            raise DeliveryOver(f"delivery {delivery.number} of task {delivery.task_id} is over")
+        _check_holder(held, listener)
         held.is_heard_of = True
         return held
 
@@ -130,15 +134,24 @@ class Workers:
         return standing
 
     async def finish(self, listener: Listener, delivery: Delivery, ending: Ending) -> Finish:
-        """Settle and close. Raises LedgerUnavailable: try again."""
-        try:
-            held = await self.find(listener, delivery)
-        except DeliveryOver:
-            return await self.journal.finish(delivery, ending)  # repeated, or fenced and counted
-        state: RequestState = {"done": "completed", "failed": "failed", "cancelled": "aborted"}[ending.outcome]  # type: ignore[assignment]
-        await held.settle(state, ending.outcome)
+        """Settle and close, whether or not the worker is still there to hear of it.
+
+        Raises:
+            LedgerUnavailable: try again.
+            DeliveryOver: it is another worker's.
+        """
+        return await asyncio.shield(self._spawn(self._finish(listener, delivery, ending)))
+
+    async def _finish(self, listener: Listener, delivery: Delivery, ending: Ending) -> Finish:
+        held = self._held.get(delivery) or await self._found_again(delivery)
+        if held is None:
+            how = await self.journal.finish(delivery, ending)  # repeated, or fenced and counted
+            self.watch.endings["fenced"] += how == "fenced"
+            return how
+        _check_holder(held, listener)
+        await held.settle(STATES[ending.outcome], ending.outcome)
         how = await self.journal.finish(delivery, ending)
-        self._forget(held)
+        self._forget(held, "fenced" if how == "fenced" else ending.outcome)
         return how
 
     async def give_back(self, listener: Listener, delivery: Delivery, *, reason: str, delay_s: float, is_excused: bool) -> bool:
@@ -146,7 +159,7 @@ class Workers:
         held = await self.find(listener, delivery)
         await held.settle("interrupted", "given_back")
         is_made = await self.journal.give_back(delivery, reason=reason, delay_s=delay_s, is_excused=is_excused)
-        self._forget(held)
+        self._forget(held, "given_back" if is_made else "lost")
         return is_made
 
     # -- the house --
@@ -206,7 +219,7 @@ class Workers:
             await self._settle_lost(held)
 
     async def _settle_lost(self, held: HeldTask) -> None:
-        self._forget(held)
+        self._forget(held, "lost")
         with contextlib.suppress(AtlasError):  # the ledger's; the row is written when it can be
             await held.settle("interrupted", "lost")
 
@@ -214,27 +227,34 @@ class Workers:
         """Its worker never got it: that is no fault of the task, and does not count."""
         if held.is_heard_of or self._held.get(held.delivery) is not held:
             return
-        self._forget(held)
+        self._forget(held, "untaken")
         reason = f"worker {held.task.worker} did not take it"
         with contextlib.suppress(AtlasError):  # then the lease ends by itself
             await self.journal.give_back(held.delivery, reason=reason, is_excused=True)
 
-    def _forget(self, held: HeldTask) -> None:
+    def _forget(self, held: HeldTask, ending: str) -> None:
         held.close()
         if self._held.get(held.delivery) is held:
             del self._held[held.delivery]
+            self.watch.endings[ending] += 1
         self._count()
 
     def _count(self) -> None:
         names = [held.task.worker for held in self._held.values()]
-        self.watch.busy = {worker: names.count(worker) for worker in self._connected}
+        self.watch.see({worker: names.count(worker) for worker in self._connected})
 
-    def _spawn(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._arrived)
+        return task
 
-    def _arrived(self, task: asyncio.Task[None]) -> None:
+    def _arrived(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, AtlasError):
             log.error("workers.broken", exc_info=error)
+
+
+def _check_holder(held: HeldTask, listener: Listener) -> None:
+    if held.task.worker != listener.worker:
+        raise DeliveryOver(f"delivery {held.delivery.number} of task {held.task.id} is another worker's")

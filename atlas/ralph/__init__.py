@@ -2,13 +2,15 @@
 
 `solve_task(request, tools)` is the loop, as a stream of events that ends with the closed Run; everything with an effect is in
 `Tools`. A chat becomes a Request by `request_of`, if `is_coding_task`; JSON by `TaskRequest`. A Run becomes JSON by `TaskResult`,
-and a receipt that others can check. The workers that do so for the tasks of a server are processes (`run_worker`), which a
-`Workforce` keeps running beside it. The other names are the prompts of one attempt (`prompt.py`), pure functions that the bundled
-model's training uses too.
+and a receipt that others can check. Workers, which solve the tasks of a server, are processes (`run_worker`) that a `Workforce`
+keeps running beside it. The other names are the prompts of one attempt (`prompt.py`), pure functions that the bundled model's
+training uses too.
 """
 
 from atlas.ralph.classify import is_coding_task, request_of
 from atlas.ralph.loop import solve_task
+from atlas.ralph.patience import persist
+from atlas.ralph.policy import Policy, Step, mixed
 from atlas.ralph.process import WorkerOptions, run_worker
 from atlas.ralph.prompt import code_block, edit_block, extract_code, prompt_hash, repair, rewrite, solve, write_tests
 from atlas.ralph.receipts import check_receipt, issue_receipt, rerun_receipt, signing_key
@@ -20,8 +22,10 @@ from atlas.ralph.workforce import Workforce
 
 __all__ = [
     "Correction",
+    "Policy",
     "Proof",
     "Solved",
+    "Step",
     "TaskRequest",
     "TaskResult",
     "Tools",
@@ -33,6 +37,8 @@ __all__ = [
     "extract_code",
     "is_coding_task",
     "issue_receipt",
+    "mixed",
+    "persist",
     "prompt_hash",
     "repair",
     "request_of",

@@ -50,10 +50,12 @@ def remote(url: str, key: str, *, ca: str = "") -> Dial:
     context = _context(ca) if place.is_secure else None
 
     async def dial() -> Frames:
-        server_name = place.host if context else None
-        reader, writer = await asyncio.open_connection(
-            place.host, place.port, ssl=context, server_hostname=server_name, limit=STREAM_BYTES
-        )
+        try:
+            reader, writer = await asyncio.open_connection(place.host, place.port, ssl=context, limit=STREAM_BYTES)
+        except ssl.SSLCertVerificationError as error:
+            raise OperatorError(
+                f"the certificate of {place.name} is not trusted here ({error.verify_message}); name its authority with --ca"
+            ) from None
         try:
             await _shake_hands(reader, writer, place, key)
         except BaseException:

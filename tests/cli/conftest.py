@@ -73,14 +73,14 @@ class RunningServer:
 
     def is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}/readyz", timeout=60).status_code == 200
         except httpx.TransportError:
             return False
 
     def chat(self, **extra: object) -> httpx.Response:
         body = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], **extra}
         return httpx.post(
-            f"{self.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {self.key}"}, timeout=20
+            f"{self.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {self.key}"}, timeout=60
         )
 
     def cli(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -89,7 +89,7 @@ class RunningServer:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         if self.process.stdout:
             self.process.stdout.close()
 

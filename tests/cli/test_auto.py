@@ -63,5 +63,5 @@ def test_a_download_that_fails_ends_the_start_in_one_line(
 ) -> None:
     source.status = 404
     server = launch_server("engine.model=qwen3-8b", HF_ENDPOINT=source.url, **gpu)
-    assert server.process.wait(20) == 1
+    assert server.process.wait(60) == 1
     assert "HTTP 404, there is no such file" in server.stderr.read_text().splitlines()[-1]

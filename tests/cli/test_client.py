@@ -95,7 +95,7 @@ def test_an_answer_that_breaks_off_is_a_failure(launch_server: Callable[..., Run
     assert asking.stdout is not None
     assert asking.stdout.read(3) == "one"
     os.kill(server.child, signal.SIGKILL)
-    _, errors = asking.communicate(timeout=20)
+    _, errors = asking.communicate(timeout=60)
     assert asking.returncode == 1
     assert errors.startswith("atlas: ")
     assert "Traceback" not in errors

@@ -36,7 +36,7 @@ def serving(home: Path, *arguments: str, **environ: str) -> Iterator[str]:
         assert match, process.stderr.read()
         yield match[1]
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.communicate()

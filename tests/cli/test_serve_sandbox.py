@@ -16,7 +16,7 @@ TESTS = "from solution import add\n\ndef test_add():\n    assert add(1, 2) == 3\
 
 
 def readyz(server: RunningServer) -> dict[str, object]:
-    found: dict[str, object] = httpx.get(f"{server.url}/readyz", timeout=5).json()
+    found: dict[str, object] = httpx.get(f"{server.url}/readyz", timeout=60).json()
     return found
 
 
@@ -42,7 +42,7 @@ def test_code_is_run_over_http_and_from_the_command_line_in_one_pool(server: Run
     (tmp_path / "tests.py").write_text(TESTS)
     run = server.cli("verify", str(tmp_path / "right.py"), "--tests", str(tmp_path / "tests.py"))
     assert run.returncode == 0, run.stdout + run.stderr
-    assert 'atlas_sandbox_runs_total{outcome="passed"} 2.0' in httpx.get(f"{server.url}/metrics", timeout=5).text
+    assert 'atlas_sandbox_runs_total{outcome="passed"} 2.0' in httpx.get(f"{server.url}/metrics", timeout=60).text
 
 
 def test_a_pool_that_dies_is_replaced_and_the_model_answers_meanwhile(server: RunningServer) -> None:
@@ -69,7 +69,7 @@ def test_the_socket_is_this_users_alone_and_gone_afterwards(server: RunningServe
     socket = server.data_dir / "sandbox.sock"
     assert socket.stat().st_mode & 0o777 == 0o600
     server.process.terminate()
-    server.process.wait(20)
+    server.process.wait(60)
     assert not socket.exists()
 
 

@@ -42,7 +42,7 @@ def test_killed_redis_costs_a_moment_of_503(server: RunningServer) -> None:
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "limits_unavailable"
     assert int(refused.headers["retry-after"]) >= 1
-    assert httpx.get(f"{server.url}/livez", timeout=5).status_code == 200
+    assert httpx.get(f"{server.url}/livez", timeout=60).status_code == 200
     os.kill(before, signal.SIGKILL)
     wait_for(lambda: server.chat().status_code == 200)
     assert redis_pid(server) != before
@@ -52,7 +52,7 @@ def test_redis_ends_after_the_server_and_keeps_what_it_counted(server: RunningSe
     assert server.chat().status_code == 200
     pid = redis_pid(server)
     server.process.send_signal(signal.SIGTERM)
-    server.process.wait(20)
+    server.process.wait(60)
     assert not is_alive(pid)
     again = launch_server()
     again.wait_ready()

@@ -53,7 +53,7 @@ class Person:
     """A browser without a window: keeps its cookies, follows redirects, sends forms as its pages have them."""
 
     def __init__(self, url: str, **headers: str) -> None:
-        self.http = httpx.Client(base_url=url, headers={"origin": url, **headers}, follow_redirects=True, timeout=20)
+        self.http = httpx.Client(base_url=url, headers={"origin": url, **headers}, follow_redirects=True, timeout=60)
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         return self.http.get(path, headers=headers)
@@ -115,7 +115,7 @@ class Site:
         return self.store.keys.mint(name, owner=owner.id, actor=owner.id, **options)
 
     def openai(self, key: str) -> OpenAI:
-        return OpenAI(base_url=self.url + "/v1", api_key=key, max_retries=0, timeout=20)
+        return OpenAI(base_url=self.url + "/v1", api_key=key, max_retries=0, timeout=60)
 
     def ask(self, key: str, text: str = "Hello") -> str:
         """One request by the API; what the model said."""
@@ -126,7 +126,7 @@ class Site:
     def run_code(self, key: str, **body: Any) -> httpx.Response:
         """One run in the sandbox by the API."""
         headers = {"authorization": f"Bearer {key}"}
-        return httpx.post(self.url + "/v1/sandbox/execute", json=body, headers=headers, timeout=20)
+        return httpx.post(self.url + "/v1/sandbox/execute", json=body, headers=headers, timeout=60)
 
     def drain(self) -> None:
         self.loop.call_soon_threadsafe(self.gateway.draining.set)
@@ -227,7 +227,7 @@ def _serving(gateway: GatewayDeps, dashboard: DashboardDeps) -> Iterator[tuple[s
     finally:
         loops[0].call_soon_threadsafe(gateway.draining.set)
         server.should_exit = True
-        thread.join(timeout=20)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 

@@ -44,7 +44,7 @@ async def struck(server: RunningServer, fault: Callable[[], None], *, ledger_url
     server.key = server.cli("keys", "create", "--name", "after", ATLAS_LEDGER_URL=ledger_url).stdout.strip()
     assert server.chat(max_tokens=4).status_code == 200
     server.process.terminate()
-    server.process.wait(20)
+    server.process.wait(60)
     rows = ledger_rows(server.data_dir, ledger_url)
     assert broken_promises(seen, rows, reserved_tokens=RESERVED_TOKENS) == []
     charged = sum(row.prompt_tokens + row.completion_tokens for row in rows.values() if row.key_id != "")
@@ -125,9 +125,9 @@ async def test_the_directory_becomes_read_only(launch_server: Launch, small_disk
 
     seen = await load(server.url, server.key, duration_s=DURATION_S, at=STRIKE_S, fault=fault)
     server.process.terminate()
-    server.process.wait(20)
+    server.process.wait(60)
     refused = launch_server(data_dir=data_dir)
-    assert refused.process.wait(20) == 1
+    assert refused.process.wait(60) == 1
     assert "Read-only file system" in refused.stderr.read_text()
     await asyncio.to_thread(subprocess.run, ["umount", "-l", str(data_dir)], check=True)
     assert broken_promises(seen, ledger_rows(data_dir), reserved_tokens=RESERVED_TOKENS) == []

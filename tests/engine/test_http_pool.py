@@ -38,7 +38,7 @@ async def listening(handler: Handler, tls: ssl.SSLContext | None = None) -> Asyn
 
     async with await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls) as server:
         yield server.sockets[0].getsockname()[1]
-        await asyncio.wait_for(asyncio.gather(*running), 5)
+        await asyncio.wait_for(asyncio.gather(*running), 30)
 
 
 @asynccontextmanager

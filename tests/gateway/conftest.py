@@ -86,13 +86,13 @@ class Running:
         return engine
 
     def http(self, **headers: str) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {KEY}"} | headers, timeout=20)
+        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {KEY}"} | headers, timeout=60)
 
     def openai(self) -> OpenAI:
-        return self.clients.enter_context(OpenAI(base_url=self.url + "/v1", api_key=KEY, max_retries=0, timeout=20))
+        return self.clients.enter_context(OpenAI(base_url=self.url + "/v1", api_key=KEY, max_retries=0, timeout=60))
 
     def anthropic(self) -> Anthropic:
-        return self.clients.enter_context(Anthropic(base_url=self.url, api_key=KEY, max_retries=0, timeout=20))
+        return self.clients.enter_context(Anthropic(base_url=self.url, api_key=KEY, max_retries=0, timeout=60))
 
     def drain(self) -> None:
         self.loop.call_soon_threadsafe(self.deps.draining.set)
@@ -130,7 +130,7 @@ def serving(deps: GatewayDeps, *, extra_routes: Sequence[Any] = ()) -> Iterator[
             yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", deps, loops[0], clients)
     finally:
         server.should_exit = True
-        thread.join(timeout=20)
+        thread.join(timeout=60)
         assert not thread.is_alive()
 
 

@@ -51,9 +51,9 @@ def bearer(credential: str) -> dict[str, str]:
 def browser(url: str, opened: OpenedSession) -> httpx.Client:
     """A browser signed in with this session, on one of our own pages."""
     headers = {"cookie": f"atlas={opened.token}", "sec-fetch-site": "same-origin", "x-csrf-token": opened.session.csrf}
-    return httpx.Client(base_url=url, headers=headers, timeout=20)
+    return httpx.Client(base_url=url, headers=headers, timeout=60)
 
 
 def signed_in(url: str, store: Store, user: User) -> httpx.Client:
     """A program with an access token."""
-    return httpx.Client(base_url=url, headers=bearer(token_of(store, user)), timeout=20)
+    return httpx.Client(base_url=url, headers=bearer(token_of(store, user)), timeout=60)

@@ -84,7 +84,7 @@ def test_every_row_says_something_for_every_caller() -> None:
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_each_caller_gets_what_the_policy_says(callers: Callers, name: str) -> None:
-    with httpx.Client(base_url=callers.url, verify=False, timeout=20) as http:
+    with httpx.Client(base_url=callers.url, verify=False, timeout=60) as http:
         answered = [status(callers, http, name, caller) for caller in CALLERS]
     wrong = [
         f"{caller}: {found}, not {wanted}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from atlas.engine import ScriptedEngine
 from atlas.errors import DeliveryOver, OperatorError
+from atlas.gateway.worker_watch import GRACE_S, WorkerWatch
 from atlas.ralph.dial import local
 from atlas.ralph.held import Held
 from atlas.settings import SandboxSettings
@@ -29,6 +31,7 @@ from atlas.workline import (
     encoded,
     main_said,
 )
+from tests.gateway.conftest import wait_for
 from tests.gateway.metered import redis
 from tests.gateway.workshop import TASK, Shop, connected, eventually, leased, open_shop
 from tests.store.live.conftest import Server
@@ -175,6 +178,8 @@ async def test_a_worker_has_no_say_in_what_another_one_holds(shop: Shop) -> None
             await thief.tools(None).generate(ASK)
         with pytest.raises(DeliveryOver):
             await thief.call(GiveBack, reason="mine now")
+        with pytest.raises(DeliveryOver):
+            await thief.call(Finish, outcome="done", result=b"forged")
         assert (await thief.call(Beat)).standing == "lost"
         assert (await held.call(Beat)).standing == "held"
         assert (await held.call(Finish, outcome="done")).finish == "closed"
@@ -215,6 +220,56 @@ async def test_a_task_that_its_worker_never_took_is_for_others_and_does_not_coun
         assert (held.lease.task, held.lease.delivery) == (task_id, 2)
         await held.call(Finish, outcome="done")
     assert shop.task(task_id).excused == 1
+
+
+async def test_batch_tasks_get_their_part_under_a_stream_of_interactive_ones(shop: Shop) -> None:
+    """At least a fifth of the half that would be fair, with interactive tasks waiting all the time."""
+    batch = {shop.submit(priority=2) for _ in range(20)}
+    interactive = [shop.submit(priority=0) for _ in range(5)]
+    served = []
+    async with connected(shop.line()) as line:
+        for _ in range(90):
+            interactive.append(shop.submit(priority=0))
+            held = await leased(line)
+            served.append(held.lease.task)
+            await held.call(Finish, outcome="done")
+        while not all(shop.task(task_id).is_closed for task_id in (*batch, *interactive)):
+            await (await leased(line)).call(Finish, outcome="done")
+    assert len(batch & set(served)) >= 9
+    assert len(set(served)) == 90
+
+
+def test_workers_are_counted_and_missed_after_a_while(shop: Shop) -> None:
+    with shop.worker(), shop.running.http() as http:
+        wait_for(lambda: 'atlas_workers{state="connected"} 1.0' in http.get("/metrics").text)
+        assert shop.closed(shop.submit()).outcome == "done"
+        assert re.search(r'atlas_task_deliveries_total\{ending="done"\} [1-9]', http.get("/metrics").text)
+    now_s = [0.0]
+    watch = WorkerWatch(clock=lambda: now_s[0])
+
+    def is_missed(after_s: float) -> bool:
+        now_s[0] += after_s
+        return watch.reasons == ("no worker is connected: tasks wait",)
+
+    assert not is_missed(GRACE_S + 1)  # none is expected
+    watch.num_expected = 1
+    assert is_missed(0)
+    watch.see({"w": 0})
+    assert not is_missed(GRACE_S + 1)
+    watch.see({})
+    assert not is_missed(GRACE_S - 1)
+    assert is_missed(2)
+
+
+async def test_readiness_names_what_tasks_wait_for(shop: Shop) -> None:
+    watch = shop.running.deps.workers
+    watch.num_expected, watch._missing_since_s = 1, -1e9
+    with shop.running.http() as http:
+        await eventually(lambda: not watch.busy)
+        assert "no worker is connected: tasks wait" in http.get("/readyz").json()["reasons"]
+        async with connected(shop.line()):
+            assert "no worker is connected: tasks wait" not in http.get("/readyz").json()["reasons"]
+    watch.num_expected = 0
 
 
 async def test_a_broken_connection_is_made_again_and_the_task_goes_on(shop: Shop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,14 +18,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from atlas.engine import Engine, ScriptedEngine
+from atlas.errors import Unavailable
 from atlas.gateway.submissions import read_event, read_run, solve_submission
 from atlas.ralph import WorkerOptions
 from atlas.ralph.dial import local, remote
 from atlas.ralph.held import Held
 from atlas.ralph.line import Line
 from atlas.ralph.worker import ended
-from atlas.settings import LimitSettings, LogSettings, Settings, TaskSettings
-from atlas.store import Journal, Task, TaskEvent, open_journal, open_live
+from atlas.settings import LimitSettings, LogSettings, QueueSettings, Settings, TaskSettings
+from atlas.store import Journal, Submission, Submitted, Task, TaskEvent, open_journal, open_live
 from atlas.types import Event, Limits, Principal, Request, Route, Run, Usage, VisibleTests
 from atlas.workline import AskLease, Leased
 from tests.gateway.conftest import KEY, MODEL, Running, deps_of, new_store, serving, wait_for
@@ -49,6 +51,7 @@ class Shop:
     running: Running
     journal: Journal
     path: Path
+    keys: dict[str, str] = field(default_factory=dict)  # texts of keys by their ids
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -71,7 +74,9 @@ class Shop:
     def limited(self, **limits: int) -> Principal:
         """The owner by a key with limits."""
         store = self.running.deps.store
-        return store.keys.verify(store.keys.mint("limited", limits=Limits(**limits)).key)
+        minted = store.keys.mint("limited", limits=Limits(**limits))
+        self.keys[minted.info.id] = minted.key
+        return store.keys.verify(minted.key)
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Run in the server's event loop."""
@@ -82,7 +87,15 @@ class Shop:
     def submit(self, request: Request = TASK, who: Principal | None = None, **options: Any) -> str:
         changes = {name: options.pop(name) for name in ("max_deliveries", "body") if name in options}
         submission = solve_submission(request, who or self.owner, self.running.deps.settings.tasks, **options)
-        return self.do(self.journal.submit(msgspec.structs.replace(submission, **changes))).task.id
+        return self.do(self._insist(msgspec.structs.replace(submission, **changes))).task.id
+
+    async def _insist(self, submission: Submission) -> Submitted:
+        """Until it is taken: Redis may just have been started again."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                with contextlib.suppress(Unavailable):
+                    return await self.journal.submit(submission)
+                await asyncio.sleep(0.1)
 
     def task(self, task_id: str) -> Task:
         return self.do(self.journal.get(task_id))
@@ -143,9 +156,6 @@ class Shop:
     def far_line(self, key: str) -> Line:
         return Line(remote(self.running.url, key), f"test-{uuid.uuid4().hex[:8]}")
 
-    def busy(self) -> dict[str, int]:
-        return self.running.deps.workers.busy
-
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
@@ -168,13 +178,15 @@ def open_shop(
     live = open_live(redis.url, source=store.usage.counts, namespace=namespace)
     journal = open_journal(store.tasks, redis.url, blobs=path / "blobs", lease_s=lease_s, namespace=namespace)
     limits = LimitSettings(slice_tokens=changes.pop("slice_tokens", 256), prices=changes.pop("prices", {}))
-    settings = Settings(tasks=TaskSettings(lease_s=lease_s, **changes.pop("tasks", {})), limits=limits)
+    queue = QueueSettings(max_running=changes.pop("max_running", 0))
+    settings = Settings(tasks=TaskSettings(lease_s=lease_s, **changes.pop("tasks", {})), limits=limits, queue=queue)
     sandbox = changes.pop("sandbox", None) or new_sandbox()
     fields = {
         "store": store,
         "live": live,
         "journal": journal,
         "limits": limits,
+        "queue": queue,
         "settings": settings,
         "sandbox": sandbox,
         "worker_socket": path / "workers.sock",

@@ -80,7 +80,7 @@ async def test_event_numbers_go_on_above_those_that_were_told(own_journals: Jour
     assert redis.process is not None
     if how == "stopped":
         redis.process.send_signal(signal.SIGTERM)
-        redis.process.wait(10)
+        redis.process.wait(60)
     else:
         redis.kill()
     if how == "emptied":
@@ -139,7 +139,7 @@ async def test_a_worker_that_waited_through_an_outage_of_redis_gets_what_comes_t
     own_journals.place.redis.kill()
     own_journals.place.redis.start()
     await sometime(lambda: submit(journal))
-    assert await asyncio.wait_for(waiting, 5) is not None
+    assert await asyncio.wait_for(waiting, 30) is not None
 
 
 async def test_while_the_ledger_is_away_nothing_is_handed_out_and_nothing_is_lost(
@@ -191,4 +191,4 @@ async def test_no_journal_is_left_waiting_when_it_is_closed(journals: Journals) 
     await submit(journal)
     began_s = time.monotonic()
     await journals.close()
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < 20

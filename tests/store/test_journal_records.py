@@ -79,10 +79,10 @@ async def test_followers_hear_of_each_event_when_it_happens(journal: Journal) ->
     lease = await leased(journal)
     for number in range(1, 6):
         await journal.put_event(lease.delivery, b"")
-        assert [await asyncio.wait_for(queue.get(), 2) for queue in heard] == [number] * 2
+        assert [await asyncio.wait_for(queue.get(), 30) for queue in heard] == [number] * 2
     await journal.finish(lease.delivery, DONE)
-    assert [await asyncio.wait_for(queue.get(), 2) for queue in heard] == [LAST_NUMBER] * 2
-    await asyncio.wait_for(asyncio.gather(*followers), 2)
+    assert [await asyncio.wait_for(queue.get(), 30) for queue in heard] == [LAST_NUMBER] * 2
+    await asyncio.wait_for(asyncio.gather(*followers), 30)
 
 
 async def test_a_stream_is_bounded_and_its_numbers_go_on(journal: Journal) -> None:

@@ -60,7 +60,7 @@ class House:
     def end(self) -> None:
         for process in [*self.workers.values(), *([self.server] if self.server else [])]:
             process.kill()
-            process.wait(10)
+            process.wait(60)
 
 
 class Trouble:
@@ -101,7 +101,7 @@ class Trouble:
     def kill_worker(self) -> None:
         name = self._random.choice(list(self._house.workers))
         self._house.workers[name].kill()
-        self._house.workers[name].wait(10)
+        self._house.workers[name].wait(60)
         self._house.start_worker(name)
 
     def stop_worker(self) -> None:
@@ -120,14 +120,14 @@ class Trouble:
     def end_redis(self) -> None:
         assert self._house.redis.process is not None
         self._house.redis.process.send_signal(signal.SIGTERM)
-        self._house.redis.process.wait(10)
+        self._house.redis.process.wait(60)
         time.sleep(self._random.uniform(0.0, 0.5))
         self._house.redis.start()
 
     def kill_server(self) -> None:
         assert self._house.server is not None
         self._house.server.kill()
-        self._house.server.wait(10)
+        self._house.server.wait(60)
         self._house.start_server()
 
 

@@ -69,7 +69,7 @@ class Server:
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def lose_data(self) -> None:
         for path in self.folder.iterdir():
