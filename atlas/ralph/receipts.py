@@ -95,6 +95,8 @@ def issue_receipt(run: Run, key: Ed25519PrivateKey, *, issued_at: float) -> byte
     Raises:
         BadRequest: the run has no code to give a receipt for.
     """
+    if run.request.project is not None:
+        raise BadRequest("there is no receipt for a change to a project: nobody could run its tests again without the project")
     if not run.code:
         raise BadRequest("this run ended without code; there is nothing to give a receipt for")
     receipt = msgspec.to_builtins(_receipt(run, issued_at))
