@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from atlas.errors import AtlasError, DeliveryOver, SandboxUnavailable
-from atlas.gateway.submissions import fixed_route
+from atlas.gateway.submissions import fixed_route, read_request
 from atlas.gateway.worker_generating import Generating
 from atlas.gateway.workers import Workers
 from atlas.store import Delivery, Ending, Standing
@@ -30,6 +31,7 @@ from atlas.workline import (
     Generate,
     GiveBack,
     Hello,
+    JudgeEdit,
     Leased,
     Message,
     PutEvent,
@@ -78,6 +80,7 @@ class Conversation:
             GiveBack: self._give_back,
             Generate: self._generate,
             RunCode: self._run,
+            JudgeEdit: self._judge,
             AskRoute: self._route,
             AskContext: self._context,
             Rank: self._rank,
@@ -223,6 +226,16 @@ class Conversation:
         if sandbox is None:
             raise SandboxUnavailable("this server has no sandbox")
         return Done(id=call.id, execution=await sandbox.run(call.program, call.limits))
+
+    async def _judge(self, call: JudgeEdit) -> Done:
+        """Of the project that was submitted; the gateway let nobody name one but the owner of the machine."""
+        await self._workers.find(self, delivery_of(call))
+        deps = self._workers.deps
+        assert deps.journal is not None  # there is a lease
+        project = read_request(await deps.journal.request(call.task)).project
+        if project is None or deps.sandbox is None:
+            raise SandboxUnavailable("this task names no project, or this server has no sandbox")
+        return Done(id=call.id, verdict=await deps.sandbox.check_project(replace(project, edit=call.edit)))
 
     async def _route(self, call: AskRoute) -> Done:
         """Fixed, until there is a router."""
