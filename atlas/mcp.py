@@ -185,3 +185,20 @@ def _outcome(work: asyncio.Task[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
 
 def _text(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
+
+
+def schema_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Of a JSON object, in one piece: clients differ in what they make of references."""
+    _, components = msgspec.json.schema_components([kind], ref_template="{name}")
+    inlined: dict[str, Any] = _inline(components[kind.__name__], components)
+    return inlined
+
+
+def _inline(schema: Any, components: dict[str, Any]) -> Any:
+    if isinstance(schema, list):
+        return [_inline(each, components) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inline(components[schema["$ref"]], components)
+    return {key: _inline(value, components) for key, value in schema.items()}

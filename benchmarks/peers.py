@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import httpx
 
+from atlas.engine.hardware import has_unsafe_amx
+
 CACHE = Path(__file__).parent / ".cache"
 LLAMA_CPP_PYTHON = "0.3.36"  # as in pyproject.toml
 KEY = "benchmark-key-benchmark-key"
@@ -68,15 +70,17 @@ def _build(sources: Path) -> None:
 
 
 @contextmanager
-def llama_server(model: Path, *, threads: int, cells: int, slots: int) -> Iterator[Peer]:
+def llama_server(model: Path, *, threads: int, cells: int, slots: int, **environ: str) -> Iterator[Peer]:
     """llama-server with unified KV, so that n shares the prompt's cells as ours does."""
     port = free_port()
+    plain = ["--no-repack"] if has_unsafe_amx() else []  # as ours: AMX announced in a virtual machine ends in SIGILL
     command = [
         str(llama_server_binary()), "-m", str(model), "--host", "127.0.0.1", "--port", str(port), "-np", str(slots),
         "--kv-unified", "-c", str(cells), "-t", str(threads), "-tb", str(threads), "-ub", "512", "-fa", "on",
-        "--api-key", KEY, "--log-disable",
+        "--api-key", KEY, "--log-disable", *plain,
     ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    whole = {**os.environ, **environ}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=whole) as process:
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(lambda: httpx.get(f"{url}/health", timeout=2).status_code == 200, process)

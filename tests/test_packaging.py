@@ -39,6 +39,8 @@ def test_the_wheel_holds_settings_migrations_and_models(wheel: Path) -> None:
         "atlas/store/migrations/versions/0001_api_keys.py",
         "atlas/store/migrations/versions/0002_shared_use.py",
         "atlas/py.typed",
+        "atlas/bench/nano.jsonl.gz",
+        "atlas/bench/report.html",
     }
     wanted |= {f"atlas/{path.relative_to(ROOT)}" for path in (ROOT / "templates").rglob("*") if path.is_file()}
     wanted |= {f"atlas/store/{path.name}" for path in (ROOT / "atlas/store").glob("*.lua")}

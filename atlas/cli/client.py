@@ -13,7 +13,9 @@ import httpx
 import msgspec
 
 from atlas import control
+from atlas.cli.options import find_directory
 from atlas.errors import OperatorError
+from atlas.settings import Settings
 from atlas.store import DataDirectory
 
 OWN_KEY = "command-line-key"  # secrets/NAME: this machine's own key, so that `atlas ask` needs no set-up
@@ -75,6 +77,13 @@ def find_key(directory: DataDirectory, server: Server) -> str:
     made = control.call(directory.control_socket, "keys.create", {"name": "command line"})
     directory.write_secret(OWN_KEY, f"{made['info']['id']} {made['key']}".encode("ascii"))
     return str(made["key"])
+
+
+def find_access(settings: Settings) -> tuple[Server, str]:
+    """The running server of these settings, and a key for it. Raises OperatorError: there is none."""
+    directory = find_directory(settings)
+    server = find_server(directory)
+    return server, find_key(directory, server)
 
 
 def headers(key: str) -> dict[str, str]:

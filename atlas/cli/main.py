@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": ("atlas.cli.serve:serve", "Serve a model to OpenAI and Anthropic clients."),
     "ask": ("atlas.cli.ask:ask", "Ask the running server one question."),
     "solve": ("atlas.cli.solve:solve", "Solve a task with code that was run."),
+    "bench": ("atlas.cli.bench:bench_command", "Measure the model, alone and in the loop, on tasks with hidden tests."),
     "verify": ("atlas.cli.verify:verify", "Run code, or a change to a project, with its tests; or check a receipt."),
     "mcp": ("atlas.cli.mcp:mcp", "Offer `verify` to a coding agent over stdin and stdout."),
     "connect": ("atlas.cli.connect:connect", "Point a coding agent at the running server."),

@@ -1,20 +1,25 @@
-"""`atlas mcp`: the tool `verify` for agents that start their tools' servers themselves; one JSON message a line, in and out."""
+"""`atlas mcp`: the tools `verify` and `solve` for agents that start them as a program; one JSON message a line, in and out."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import click
+import msgspec
 import structlog
 
+from atlas.cli.client import find_access
 from atlas.cli.options import read_settings, settings_options
 from atlas.cli.sandboxes import open_sandbox
-from atlas.errors import OperatorError
+from atlas.cli.tasks import Tasks
+from atlas.errors import OperatorError, Unavailable
 from atlas.log import configure_logging
 from atlas.mcp import McpServer
+from atlas.ralph import Solved, TaskRequest, solve_tool, solved
 from atlas.sandbox import Sandbox, verify_tool
 from atlas.settings import Settings
 from atlas.types import Execution, Program, RunLimits
@@ -27,13 +32,13 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 @click.command()
 @settings_options
 def mcp(config: Path | None, data_dir: str | None) -> None:
-    """Offer `verify` to a coding agent over stdin and stdout (Model Context Protocol).
+    """Offer `verify` and `solve` to a coding agent over stdin and stdout (Model Context Protocol).
 
     \b
     Example:
       claude mcp add atlas -- atlas mcp
 
-    Runs code in the running server's sandbox if there is one, else in its own. Ends when stdin does.
+    Runs code in the running server's sandbox if there is one, else in its own; `solve` needs one. Ends when stdin does.
     """
     settings = read_settings(config, data_dir)
     configure_logging("warning", form=settings.log.format)  # to stderr: stdout is the protocol's
@@ -44,10 +49,27 @@ async def serve(settings: Settings) -> None:
     """Answer until stdin ends and everything asked for is answered."""
     reader = await _stdin()
     async with StandingSandbox(settings) as sandbox, asyncio.TaskGroup() as answers:
-        server = McpServer([verify_tool(sandbox.run, settings.sandbox)])
+        server = McpServer([verify_tool(sandbox.run, settings.sandbox), solve_tool(partial(solve, settings))])
         while line := await _read_line(reader):
             if line.strip():
                 answers.create_task(_answer(server, line))
+
+
+async def solve(settings: Settings, asked: TaskRequest) -> Solved:
+    """Have a task solved by the running server. Cancelled, it cancels the task.
+
+    Raises:
+        Unavailable: there is no server, it refuses, or the task was closed without a result.
+    """
+    try:
+        server, key = await asyncio.to_thread(find_access, settings)
+        async with Tasks(server, key) as tasks:
+            closed = await tasks.solve(msgspec.to_builtins(asked), lambda _: None)
+    except OperatorError as error:
+        raise Unavailable(error.message) from None
+    if closed.result is None:
+        raise Unavailable(f"task {closed.id} was closed as {closed.outcome}, without a result: {closed.reason}")
+    return solved(closed.id, closed.result)
 
 
 class StandingSandbox:

@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from atlas.cli.sandboxes import in_sandbox
 from atlas.errors import OperatorError
 from atlas.log import configure_logging
 from atlas.ralph import check_receipt, rerun_receipt
 from atlas.settings import Settings
-from atlas.store import DataDirectory
-
-KEY_NAME = "receipt-key"  # secrets/NAME: 32 bytes, by which this server's receipts are signed
 
 
 def verify_receipt(settings: Settings, receipt: Path, *, fingerprint: str, run_again: bool, as_json: bool) -> None:
@@ -39,15 +35,6 @@ def verify_receipt(settings: Settings, receipt: Path, *, fingerprint: str, run_a
         found |= {"agrees": again.agrees, "tests_run": run, "tests_passed": passed}
     print(json.dumps(found) if as_json else _as_lines(found))
     sys.exit(0 if is_good else 1)
-
-
-def signing_key(directory: DataDirectory) -> Ed25519PrivateKey:
-    """The key of this data directory, made when first needed."""
-    kept = directory.read_secret(KEY_NAME)
-    if kept is None:
-        kept = Ed25519PrivateKey.generate().private_bytes_raw()
-        directory.write_secret(KEY_NAME, kept)
-    return Ed25519PrivateKey.from_private_bytes(kept)
 
 
 def _as_lines(found: dict[str, Any]) -> str:

@@ -7,8 +7,9 @@ ends. Three engines show this face: a llama.cpp context in this process, any Ope
 from atlas.engine.face import Engine
 from atlas.engine.group import Group
 from atlas.engine.load import load_engine
+from atlas.engine.pull import download
 from atlas.engine.registry import ModelRegistry
 from atlas.engine.remote import RemoteEngine
 from atlas.engine.scripted import ScriptedEngine
 
-__all__ = ["Engine", "Group", "ModelRegistry", "RemoteEngine", "ScriptedEngine", "load_engine"]
+__all__ = ["Engine", "Group", "ModelRegistry", "RemoteEngine", "ScriptedEngine", "download", "load_engine"]

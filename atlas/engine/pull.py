@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import msgspec
@@ -32,6 +33,7 @@ ATTEMPTS_WITHOUT_PROGRESS = 3
 MAX_REDIRECTS = 5
 RETRY_DELAY_S = 0.25  # doubled with each fruitless attempt; chosen
 MAGIC = b"GGUF"
+BRING_IT = "bring the file yourself: atlas models add PATH"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -54,6 +56,17 @@ class _Source(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str | None = None
 
 
+class _Sink(NamedTuple):
+    """What becomes of the bytes: who is told of them, and what the first of them may be."""
+
+    progress: Progress
+    begins: tuple[bytes, ...]
+
+    @property
+    def refusal(self) -> str:
+        return "not a GGUF file" if self.begins == (MAGIC,) else "not the file that was expected"
+
+
 class _Interrupted(Exception):
     """The transfer broke off; what arrived is kept."""
 
@@ -71,11 +84,27 @@ def remote_size(url: str, *, token: str | None = None) -> int | None:
         raise _unreachable(url, error) from None
 
 
-def download(url: str, target: Path, *, token: str | None = None, progress: Progress | None = None) -> Downloaded:
+def download(
+    url: str,
+    target: Path,
+    *,
+    token: str | None = None,
+    progress: Progress | None = None,
+    begins: tuple[bytes, ...] = (MAGIC,),
+    way_out: str = BRING_IT,
+) -> Downloaded:
     """Fetch `url` to `target`, going on from an earlier part if the server still has the same file.
 
+    Args:
+        url: of the file itself.
+        target: where it lies when it is whole.
+        token: sent as a bearer token.
+        progress: told how far it is.
+        begins: what the first bytes may be; anything else is not the file, but a page about it.
+        way_out: what to do where the site cannot be reached.
+
     Raises:
-        DownloadError: not reachable, refused, not found, interrupted, wrong hash, not a GGUF file, or no room; the message says
+        DownloadError: not reachable, refused, not found, interrupted, wrong hash, not such a file, or no room; the message says
             which, and what is kept.
     """
     part = target.with_name(target.name + ".part")
@@ -84,12 +113,12 @@ def download(url: str, target: Path, *, token: str | None = None, progress: Prog
         while True:
             before = part.stat().st_size
             try:
-                source = _transfer(client, url, part, progress or _silent)
+                source = _transfer(client, url, part, _Sink(progress or _silent, begins))
                 break
             except (_Interrupted, httpx.RequestError) as error:
                 failures = 0 if part.stat().st_size > before else failures + 1
                 if failures == ATTEMPTS_WITHOUT_PROGRESS or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-                    raise _broken_off(url, part, error) from None
+                    raise _broken_off(url, part, error, way_out) from None
                 time.sleep(RETRY_DELAY_S * 2**failures)
         done = _verify(part, source)
         part.replace(target)
@@ -97,7 +126,7 @@ def download(url: str, target: Path, *, token: str | None = None, progress: Prog
     return done
 
 
-def _transfer(client: httpx.Client, url: str, part: Path, progress: Progress) -> _Source:
+def _transfer(client: httpx.Client, url: str, part: Path, sink: _Sink) -> _Source:
     """One request: append what is missing. Returns when the server has nothing more to send."""
     have_bytes = part.stat().st_size
     known = _read_notes(part)
@@ -119,18 +148,18 @@ def _transfer(client: httpx.Client, url: str, part: Path, progress: Progress) ->
         with part.open("r+b", buffering=0) as file:  # unbuffered: a full disk is met here and not in close()
             file.truncate(have_bytes)
             file.seek(have_bytes)
-            _receive(response, file, source, progress)
+            _receive(response, file, source, sink)
     return source
 
 
-def _receive(response: httpx.Response, file: FileIO, source: _Source, progress: Progress) -> None:
+def _receive(response: httpx.Response, file: FileIO, source: _Source, sink: _Sink) -> None:
     """Write the body, checking the first bytes as they come."""
     for chunk in response.iter_bytes(CHUNK_BYTES):
-        if file.tell() == 0 and not chunk.startswith(MAGIC):
+        if file.tell() == 0 and not chunk.startswith(sink.begins):
             file.truncate(0)
-            raise DownloadError(f"{source.url}: not a GGUF file (it begins with {chunk[:16]!r}); is this the file's own address?")
+            raise DownloadError(f"{source.url}: {sink.refusal} (it begins with {chunk[:16]!r}); is this the file's own address?")
         _write(file, chunk)
-        progress(file.tell(), source.total_bytes)
+        sink.progress(file.tell(), source.total_bytes)
     os.fsync(file.fileno())
     if source.total_bytes is not None and file.tell() < source.total_bytes:
         raise _Interrupted(f"{file.tell()} of {source.total_bytes} bytes")
@@ -246,22 +275,21 @@ def _no_room(error: OSError, part: Path, have_bytes: int) -> DownloadError:
     return DownloadError(f"{part}: {error.strerror}")
 
 
-def _unreachable(url: str, error: httpx.RequestError) -> DownloadError:
+def _unreachable(url: str, error: httpx.RequestError, way_out: str = BRING_IT) -> DownloadError:
     what = str(error) or type(error).__name__
     if isinstance(error, httpx.TimeoutException):
         what = (
             f"no connection within {CONNECT_TIMEOUT_S:.0f} s" if isinstance(error, httpx.ConnectTimeout) else "it does not answer"
         )
     return DownloadError(
-        f"cannot reach {httpx.URL(url).host}: {what}; check the network, set HF_ENDPOINT to a mirror, "
-        "or bring the file yourself: atlas models add PATH"
+        f"cannot reach {httpx.URL(url).host}: {what}; check the network, set HF_ENDPOINT to a mirror, or {way_out}"
     )
 
 
-def _broken_off(url: str, part: Path, error: Exception) -> DownloadError:
+def _broken_off(url: str, part: Path, error: Exception, way_out: str) -> DownloadError:
     have_bytes = part.stat().st_size
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) and have_bytes == 0:
-        return _unreachable(url, error)
+        return _unreachable(url, error, way_out)
     return DownloadError(
         f"{url}: interrupted ({str(error) or type(error).__name__}); {have_bytes / 1e9:.2f} GB are kept, repeat and it goes on"
     )

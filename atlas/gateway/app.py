@@ -67,7 +67,6 @@ ROUTES = [
     tokens.chat_input_tokens,
     sandbox.execute,
     mcp.mcp,
-    worker_route.connect_worker,
     tasks.submit_task,
     tasks.list_tasks,
     tasks.get_task,
@@ -78,6 +77,7 @@ ROUTES = [
     tasks_v1.submit_v1,
     tasks_v1.status_v1,
     tasks_v1.queue_stats,
+    worker_route.connect_worker,
     refusals.refuse_upstream,
     refusals.refuse_internal,
 ]

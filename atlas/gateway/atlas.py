@@ -14,7 +14,7 @@ import structlog
 from msgspec.structs import replace
 
 from atlas.engine import Engine, Group
-from atlas.errors import AtlasError, EngineFailed, LimitsUnavailable
+from atlas.errors import AtlasError, BadRequest, EngineFailed, LimitsUnavailable
 from atlas.gateway.errors import RequestAborted
 from atlas.gateway.exchange import Exchange, asked_priority
 from atlas.gateway.limit_headers import RawHeader
@@ -167,7 +167,7 @@ class TaskAnswer:
 
     async def _close(self, task: Task) -> None:
         run = await run_of(self._journal, task)
-        if run is None or (run.failure is not None and not run.code):
+        if run is None or (not run.code and (run.failure is not None or task.outcome != "done")):
             self.group.fail(why_none(task, run))
             return
         result = TaskResult.of(run)
@@ -193,8 +193,8 @@ class TaskAnswer:
 
 def why_none(task: Task, run: Run | None) -> AtlasError:
     """What the client is told where there is no answer."""
-    if run is not None and run.failure is not None:
-        return EngineFailed(f"task {task.id} was ended by a failure of ours, {run.failure.code}: {run.failure.message}")
+    if run is not None and run.failure is not None and run.failure.code == BadRequest.code:
+        return BadRequest(f"task {task.id}: {run.failure.message}")
     if task.outcome == "cancelled":
         return RequestAborted(f"task {task.id} was ended: {task.reason}")
     return EngineFailed(f"task {task.id} was closed as {task.outcome}, without an answer: {task.reason}")

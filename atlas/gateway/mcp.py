@@ -9,13 +9,19 @@ from litestar import Response, post
 from litestar.openapi import ResponseSpec
 from litestar.params import JSONBody
 
-from atlas.errors import BadRequest, Forbidden
+from atlas.errors import BadRequest, EngineUnavailable, Forbidden
+from atlas.gateway.atlas import why_none
 from atlas.gateway.auth import is_same_origin
+from atlas.gateway.errors import ClientClosed
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.openapi import replies
 from atlas.gateway.sandbox import STATUSES, run
+from atlas.gateway.sse import on_disconnect
+from atlas.gateway.tasks_desk import asked_priority, followed, journal_of, read_request, run_of, submit
 from atlas.mcp import VERSIONS, McpMessage, McpReply, McpServer
+from atlas.ralph import Solved, TaskRequest, TaskResult, solve_tool, solved
 from atlas.sandbox import verify_tool
+from atlas.store import TaskClosed
 from atlas.types import Execution, Program, RunLimits
 
 NO_REPLY = ResponseSpec(None, generate_examples=False, description="A notification; it gets no reply")
@@ -26,7 +32,7 @@ NO_REPLY = ResponseSpec(None, generate_examples=False, description="A notificati
     status_code=200,
     opt={"access": "tasks"},
     tags=["sandbox"],
-    summary="Call the tool `verify` over the Model Context Protocol",
+    summary="Call the tools `verify` and `solve` over the Model Context Protocol",
     responses=replies(McpReply, STATUSES) | {202: NO_REPLY},
 )
 async def mcp(request: HTTPRequest, data: JSONBody[McpMessage]) -> Response[McpReply | bytes]:
@@ -37,9 +43,36 @@ async def mcp(request: HTTPRequest, data: JSONBody[McpMessage]) -> Response[McpR
     async def run_metered(program: Program, limits: RunLimits) -> Execution:
         return await run(request, program, limits)
 
-    server = McpServer([verify_tool(run_metered, exchange.deps.settings.sandbox)])
+    async def solve_for_caller(asked: TaskRequest) -> Solved:
+        return await solve(request, asked)
+
+    tools = [verify_tool(run_metered, exchange.deps.settings.sandbox)]
+    server = McpServer([*tools, *([solve_tool(solve_for_caller)] if exchange.deps.journal is not None else [])])
     reply = await server.respond(data)
     return Response(b"", status_code=202) if reply is None else Response(reply, status_code=200)
+
+
+async def solve(request: HTTPRequest, asked: TaskRequest) -> Solved:
+    """Have a task solved for the caller, and wait for it. It is cancelled if the client goes away.
+
+    Raises:
+        AtlasError: it was refused, or was closed without a result.
+    """
+    exchange = exchange_of(request)
+    wanted = await read_request(exchange, asked)
+    task, _ = await submit(exchange, wanted, priority=asked_priority(exchange, None))
+    journal = journal_of(exchange)
+    with on_disconnect(request, exchange.abandon):
+        async for event in followed(exchange, task.id):
+            if isinstance(event, TaskClosed):
+                run = await run_of(journal, event.task)
+                if run is None:
+                    raise why_none(event.task, run)
+                return solved(task.id, TaskResult.of(run))
+    if exchange.outcome == ClientClosed.code:
+        await journal.cancel(task.id, reason="the client went away")
+        raise ClientClosed("the client went away")
+    raise EngineUnavailable(f"the server is shutting down; the task goes on, see /v1/tasks/{task.id}", retry_after_s=5)
 
 
 def _check_origin(request: HTTPRequest, exchange: Exchange) -> None:

@@ -9,17 +9,23 @@ training uses too.
 
 from atlas.ralph.classify import is_coding_task, request_of
 from atlas.ralph.loop import solve_task
+from atlas.ralph.patience import persist
+from atlas.ralph.policy import Policy, Step, mixed
 from atlas.ralph.process import WorkerOptions, run_worker
 from atlas.ralph.prompt import code_block, edit_block, extract_code, prompt_hash, repair, rewrite, solve, write_tests
 from atlas.ralph.receipts import check_receipt, issue_receipt, rerun_receipt
 from atlas.ralph.requests import Correction, Proof, TaskRequest, TaskResult
 from atlas.ralph.telling import told
+from atlas.ralph.tool import Solved, solve_tool, solved
 from atlas.ralph.tools import Tools
 from atlas.ralph.workforce import Workforce
 
 __all__ = [
     "Correction",
+    "Policy",
     "Proof",
+    "Solved",
+    "Step",
     "TaskRequest",
     "TaskResult",
     "Tools",
@@ -31,6 +37,8 @@ __all__ = [
     "extract_code",
     "is_coding_task",
     "issue_receipt",
+    "mixed",
+    "persist",
     "prompt_hash",
     "repair",
     "request_of",
@@ -39,6 +47,8 @@ __all__ = [
     "run_worker",
     "solve",
     "solve_task",
+    "solve_tool",
+    "solved",
     "told",
     "write_tests",
 ]

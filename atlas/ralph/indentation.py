@@ -31,11 +31,11 @@ def _attempts(code: str) -> Iterator[str]:
 
 
 def _without_prompts(code: str) -> str:
-    """What was typed, of a session at the interpreter."""
+    """What was typed, of a session at the interpreter. Prompts further down are examples in a docstring."""
     lines = code.split("\n")
-    typed = [line.lstrip() for line in lines if line.lstrip().startswith(_PROMPTS)]
-    if not typed or not typed[0].startswith(_PROMPTS[0]):
+    if not code.lstrip().startswith(_PROMPTS[0]):
         return code
+    typed = [line.lstrip() for line in lines if line.lstrip().startswith(_PROMPTS)]
     return "\n".join(line[4:] if line[3:4] == " " else line[3:] for line in typed)
 
 

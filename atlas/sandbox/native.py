@@ -143,7 +143,15 @@ class NativeBoxes:
         job = next(self._jobs)
         pipes, (payload, stdin) = make_descriptors(_order(spec), spec.stdin)
         readable, writable = zip(*pipes, strict=True)
-        box = Box(spec, lambda: zygote.kill(job), *readable)
+        stdout, stderr, report = readable
+        box = Box(
+            spec,
+            ask=lambda: zygote.ask(job),
+            kill=lambda: zygote.kill(job),
+            stdout=stdout,
+            stderr=stderr,
+            report=report,
+        )
         try:
             ending = zygote.submit(job, (payload, stdin, *writable, *peer), box.start_clock, has_keeper=spec.has_keeper)
         except SandboxUnavailable:
@@ -152,6 +160,7 @@ class NativeBoxes:
         finally:
             for descriptor in (payload, stdin, *writable):
                 os.close(descriptor)
+        box.submitted()
         self._watch.add(job, zygote, box)
         return Running(job, box, ending)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import select
@@ -17,9 +18,13 @@ from atlas.sandbox.zygotes import Ended
 
 READ_BYTES = 1 << 16
 STDERR_BYTES = 256 * 1024
-FOLLOW_AFTER_S = 0.005  # a program that fills a pipe before waits that long, once
+FOLLOW_AFTER_S = 0.01  # most boxes are over by then; a program that fills a pipe before waits that long, once
 REPORT_BYTES = FRAME_LIMIT_BYTES
 MAX_FRAMES = 100_000  # of one report, a third of a second to read; three for each of 30,000 tests
+# What a report may hold, by the signs that its values are written with, so that none takes longer than that to read either. Signs
+# within strings count as well. Two lists of four megabytes of small numbers are within it.
+MAX_SIGNS = ((b"[{", 600_000), (b":", 300_000), (b'"', 2_400_000), (b",", 4_200_000))
+FEW_BYTES = 1 << 20  # cannot hold more than is read at once
 
 
 class Output:
@@ -106,11 +111,21 @@ class HeadAndTail(Output):
 
 
 class Box:
-    """A box that runs. Its ending may be decided here (a limit, a cancellation) or by itself."""
+    """A box that runs. Its ending may be decided here (a limit, a cancellation) or by itself.
 
-    def __init__(self, spec: BoxSpec, kill: Callable[[], None], stdout: int, stderr: int, report: int) -> None:
+    Args:
+        spec: what it is.
+        ask: asks since when it runs; answered by `start_clock`.
+        kill: ends it.
+        stdout, stderr, report: our ends of what it writes.
+    """
+
+    def __init__(
+        self, spec: BoxSpec, *, ask: Callable[[], None], kill: Callable[[], None], stdout: int, stderr: int, report: int
+    ) -> None:
         self.spec = spec
-        self.started_s = 0.0
+        self.started_s = 0.0  # as far as is known
+        self._ask = ask
         self.seen_bytes = 0  # most memory the watch has seen, and the processor time
         self.seen_cpu_s = 0.0
         self._kill = kill
@@ -118,6 +133,7 @@ class Box:
         self._loop = asyncio.get_running_loop()
         self._wall: asyncio.TimerHandle | None = None
         self._following: asyncio.TimerHandle | None = None
+        self._has_begun = False
         self._written: tuple[bytes, bytes, bytes] | None = None
         self._outputs = (
             Output(stdout, spec.limits.output_bytes, lambda: self.end("output")),
@@ -125,23 +141,30 @@ class Box:
             Output(report, REPORT_BYTES, lambda: self.end("output"), self._begin),
         )
 
-    def start_clock(self) -> None:
-        self.started_s = self._loop.time()
-        self._allow(self.spec.limits.wall_s + self.spec.prepare_s)
-        self._following = self._loop.call_later(FOLLOW_AFTER_S, self._follow)
+    def submitted(self) -> None:
+        """It is on its way: be there if it takes longer than most."""
+        self._following = self._loop.call_later(FOLLOW_AFTER_S, self.follow)
 
-    def _allow(self, seconds: float) -> None:
-        """Count the wall time anew from now on."""
+    def start_clock(self, started_s: float) -> None:
+        """It has run since then, on the clock of the loop."""
+        self.started_s = started_s
+        self._allow(self.spec.limits.wall_s + (0.0 if self._has_begun else self.spec.prepare_s), since_s=started_s)
+
+    def _allow(self, seconds: float, *, since_s: float) -> None:
+        """Count the wall time from then on."""
         if self._wall:
             self._wall.cancel()
-        self._wall = self._loop.call_later(seconds, self.end, "wall")
+        self._wall = self._loop.call_at(since_s + seconds, self.end, "wall")
 
     def _begin(self) -> None:
         """The first frame: what had to be prepared is."""
+        self._has_begun = True
         if self.spec.prepare_s and self._wall:
-            self._allow(self.spec.limits.wall_s)
+            self._allow(self.spec.limits.wall_s, since_s=self._loop.time())
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
+        """It takes longer: read what it writes as it comes, and find out since when it runs."""
+        self._ask()
         for output in self._outputs:
             output.follow()
 
@@ -171,10 +194,11 @@ class Box:
         Raises:
             SandboxUnavailable: a layer could not be had, or the fresh interpreter did not come up.
         """
-        wall_s = self._loop.time() - self.started_s if self.started_s else 0.0
         stdout, stderr, report = self.close()
         if ended.failure is not None:
             raise SandboxUnavailable(f"a box could not be made: {ended.failure}")
+        if is_too_full(report):
+            self._reason, report = self._reason or "output", b""
         frames, is_damaged = parse_frames(report)
         if self.spec.fresh and self._reason is None and frames[:1] != [{"begun": True}]:
             raise SandboxUnavailable("a fresh interpreter did not start in its box")
@@ -187,7 +211,7 @@ class Box:
             is_damaged=is_damaged,
             stdout=stdout,
             stderr=stderr,
-            wall_s=wall_s,
+            wall_s=ended.wall_s,
             cpu_s=max(ended.cpu_s, self.seen_cpu_s),
             peak_bytes=max(ended.peak_bytes, self.seen_bytes),
         )
@@ -201,8 +225,23 @@ class Box:
         return "cpu" if exit_code == -signal.SIGXCPU or (exit_code == -signal.SIGKILL and used_up) else "exit"
 
 
+def is_too_full(report: bytes) -> bool:
+    """Whether it holds more values than can be read without holding up all other runs."""
+    if len(report) <= FEW_BYTES:
+        return False
+    return any(sum(map(report.count, signs)) > most for signs, most in MAX_SIGNS)
+
+
 def parse_frames(report: bytes) -> tuple[list[Any], bool]:
     """Whole frames from the start, and whether something else follows them. The writer is not trusted."""
+    gc.disable()  # it would look through the values again and again while they are made
+    try:
+        return _parse_frames(report)
+    finally:
+        gc.enable()
+
+
+def _parse_frames(report: bytes) -> tuple[list[Any], bool]:
     frames: list[Any] = []
     position = 0
     while position + HEADER_BYTES <= len(report) and len(frames) < MAX_FRAMES:

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from atlas.errors import BadRequest
-from atlas.mcp import Tool
+from atlas.mcp import Tool, schema_of
 from atlas.sandbox.requests import SHOWN_CHARS, Evidence, RunRequest
 from atlas.settings import SandboxSettings
 from atlas.types import Execution, Program, RunLimits
@@ -47,7 +47,7 @@ def verify_tool(run: Callable[[Program, RunLimits], Awaitable[Execution]], setti
         structured: dict[str, Any] = msgspec.to_builtins(evidence)
         return "\n".join(_lines(evidence)), structured
 
-    return Tool("verify", DESCRIPTION, _schema(ToolRequest), _schema(Evidence), call)
+    return Tool("verify", DESCRIPTION, schema_of(ToolRequest), schema_of(Evidence), call)
 
 
 def _read(arguments: dict[str, Any]) -> RunRequest:
@@ -65,20 +65,3 @@ def _lines(evidence: Evidence) -> Iterator[str]:
     for name in () if evidence.tests_run else ("stdout", "stderr"):
         if text := getattr(evidence, name):
             yield f"{name}:\n{text[:SHOWN_CHARS]}"
-
-
-def _schema(kind: type[msgspec.Struct]) -> dict[str, Any]:
-    """Of a JSON object, in one piece: clients differ in what they make of references."""
-    _, components = msgspec.json.schema_components([kind], ref_template="{name}")
-    inlined: dict[str, Any] = _inline(components[kind.__name__], components)
-    return inlined
-
-
-def _inline(schema: Any, components: dict[str, Any]) -> Any:
-    if isinstance(schema, list):
-        return [_inline(each, components) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inline(components[schema["$ref"]], components)
-    return {key: _inline(value, components) for key, value in schema.items()}

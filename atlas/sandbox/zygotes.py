@@ -22,12 +22,18 @@ INSIDE = Path(__file__).parent / "inside"
 START_TIMEOUT_S = 30.0  # importing pylint on a busy machine takes some seconds
 STOP_TIMEOUT_S = 2.0
 MESSAGE_BYTES = 1 << 16
-ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "random"}
+ENVIRONMENT = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "random",
+    "LD_BIND_NOW": "1",  # functions of libraries are looked up here, once, and not again in every box
+}
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
     """A zygote's last word on a box: the wait status of its program, or what failed on our side; neither if it was killed."""
 
+    wall_s: float = 0.0
     cpu_s: float = 0.0
     peak_bytes: int = 0
     status: int | None = None
@@ -69,7 +75,7 @@ class Zygote:
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
         self._endings: dict[int, asyncio.Future[Ended]] = {}
-        self._on_started: dict[int, Callable[[], None]] = {}
+        self._on_started: dict[int, Callable[[float], None]] = {}
         self._ready: asyncio.Future[None] | None = None
 
     @property
@@ -117,9 +123,11 @@ class Zygote:
             raise
 
     def submit(
-        self, job: int, descriptors: Sequence[int], on_started: Callable[[], None], *, has_keeper: bool
+        self, job: int, descriptors: Sequence[int], on_started: Callable[[float], None], *, has_keeper: bool
     ) -> asyncio.Future[Ended]:
         """Make a box of these descriptors, which stay the caller's to close.
+
+        `on_started` is called once `ask` has been, with the time at which the box was started.
 
         Raises:
             SandboxUnavailable: the zygote is gone or does not listen.
@@ -129,7 +137,7 @@ class Zygote:
         rights = array.array("i", descriptors)
         try:
             self._socket.sendmsg(
-                [b'{"job":%d,"keeper":%s}' % (job, b"true" if has_keeper else b"false")],
+                [b"box %d %d" % (job, has_keeper)],
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
             )
         except OSError as error:
@@ -140,10 +148,17 @@ class Zygote:
         self._on_started[job] = on_started
         return ending
 
+    def ask(self, job: int) -> None:
+        """Ask since when a box runs: the first to wonder is whoever it takes too long."""
+        self._say(b"tell %d" % job, job)
+
     def kill(self, job: int) -> None:
+        self._say(b"kill %d" % job, job)
+
+    def _say(self, message: bytes, job: int) -> None:
         if self._socket is not None and job in self._endings:
             with contextlib.suppress(OSError):  # a zygote that is gone has taken the box with it
-                self._socket.send(b'{"kill":%d}' % job)
+                self._socket.send(message)
 
     async def stop(self) -> None:
         """End it and every box in it."""
@@ -177,7 +192,7 @@ class Zygote:
             job = message["started"]
             self.pids[job] = message["pid"]
             if started := self._on_started.pop(job, None):
-                started()
+                started(message["at_s"])
         elif "ready" in message:
             self.layers = message["ready"]
             if self._ready and not self._ready.done():

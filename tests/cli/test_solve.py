@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
-from tests.cli.conftest import RunningServer, run_cli
+from tests.cli.conftest import RunningServer, clean_environment, run_cli, wait_for
 
 RIGHT = "Here:\n```python\ndef f(x):\n    return x + 1\n```\n"
 TASK = "Write f(x), which adds one.\n"
@@ -21,10 +28,12 @@ def task(tmp_path: Path) -> Path:
     return path
 
 
-def started(launch_server: Callable[..., RunningServer], reply: str) -> RunningServer:
-    server = launch_server(SCRIPTED_REPLY=reply)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    server = RunningServer(tmp_path_factory.mktemp("solving") / "data", "tasks.workers=1", SCRIPTED_REPLY=RIGHT)
     server.wait_ready()
-    return server
+    yield server
+    server.stop()
 
 
 def write(path: Path, text: str) -> str:
@@ -32,10 +41,7 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_a_verified_answer_is_the_only_thing_on_stdout(
-    launch_server: Callable[..., RunningServer], task: Path, tmp_path: Path
-) -> None:
-    server = started(launch_server, RIGHT)
+def test_a_verified_answer_is_the_only_thing_on_stdout(server: RunningServer, task: Path, tmp_path: Path) -> None:
     tests = write(tmp_path / "tests.py", "assert f(1) == 2\nassert f(2) == 3\nassert f(3) == 4\n")
     done = server.cli("solve", str(task), "--tests", tests, "-k", "2")
     assert done.stdout == "def f(x):\n    return x + 1\n", done.stderr
@@ -47,10 +53,7 @@ def test_a_verified_answer_is_the_only_thing_on_stdout(
     assert told[-1].startswith("verified: 3 of 3 given tests (tier ")
 
 
-def test_an_answer_that_fails_is_shown_and_exits_1(
-    launch_server: Callable[..., RunningServer], task: Path, tmp_path: Path
-) -> None:
-    server = started(launch_server, RIGHT)
+def test_an_answer_that_fails_is_shown_and_exits_1(server: RunningServer, task: Path, tmp_path: Path) -> None:
     tests = write(tmp_path / "tests.py", "assert f(1) == 77\n")
     done = server.cli("solve", str(task), "--tests", tests, "-k", "1", "--attempts", "1")
     assert done.returncode == 1
@@ -59,8 +62,7 @@ def test_an_answer_that_fails_is_shown_and_exits_1(
     assert done.stderr.splitlines()[-1].startswith("failed: 0 of 1 given tests")
 
 
-def test_json_holds_the_whole_run_and_stdin_is_a_task(launch_server: Callable[..., RunningServer]) -> None:
-    server = started(launch_server, RIGHT)
+def test_json_holds_the_whole_run_and_stdin_is_a_task(server: RunningServer) -> None:
     environ = {"ATLAS_HOME": str(server.data_dir), **server.environ}
     done = run_cli("solve", "-", "--json", "-k", "1", stdin=TASK + ">>> f(1)\n2\n", **environ)
     run = json.loads(done.stdout)
@@ -72,13 +74,10 @@ def test_json_holds_the_whole_run_and_stdin_is_a_task(launch_server: Callable[..
     )
 
 
-def test_tests_that_are_none_are_one_line_on_stderr(
-    launch_server: Callable[..., RunningServer], task: Path, tmp_path: Path
-) -> None:
-    server = started(launch_server, RIGHT)
+def test_tests_that_are_none_are_one_line_on_stderr(server: RunningServer, task: Path, tmp_path: Path) -> None:
     done = server.cli("solve", str(task), "--tests", write(tmp_path / "tests.py", "x = 1\n"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("atlas: the tests hold no test"), done.stderr
+    assert done.stderr.startswith("atlas: /v1/tasks: HTTP 400: the tests hold no test"), done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -89,17 +88,16 @@ def test_without_a_server_it_says_how_to_start_one(task: Path, tmp_path: Path) -
 
 
 def test_a_receipt_is_verified_by_running_it_again_and_notices_a_change(
-    launch_server: Callable[..., RunningServer], task: Path, tmp_path: Path
+    server: RunningServer, task: Path, tmp_path: Path
 ) -> None:
-    server = started(launch_server, RIGHT)
     receipt, tests = tmp_path / "receipt.json", write(tmp_path / "tests.py", "assert f(1) == 2\n")
     assert server.cli("solve", str(task), "--tests", tests, "-k", "1", "--receipt", str(receipt)).returncode == 0
-    server.stop()
     good = run_cli("verify", str(receipt), "--json")
     assert good.returncode == 0, good.stderr
     found = json.loads(good.stdout)
     assert (found["agrees"], found["tests_passed"], found["verdict"]["status"]) == (True, 1, "verified")
     assert run_cli("verify", str(receipt), "--no-run", "--fingerprint", found["fingerprint"]).returncode == 0
+    assert (server.data_dir / "secrets" / "receipt-key").exists()
     strange = run_cli("verify", str(receipt), "--no-run", "--fingerprint", "sha256:00")
     assert (strange.returncode, strange.stdout) == (1, "")
     assert "not the pinned key" in strange.stderr
@@ -107,3 +105,75 @@ def test_a_receipt_is_verified_by_running_it_again_and_notices_a_change(
     changed = run_cli("verify", str(receipt))
     assert (changed.returncode, len(changed.stderr.splitlines())) == (1, 1)
     assert "was changed after it was signed" in changed.stderr
+
+
+def test_interrupted_it_cancels_its_task(launch_server: Callable[..., RunningServer], task: Path) -> None:
+    server = launch_server("tasks.workers=1", SCRIPTED_REPLY=RIGHT, SCRIPTED_DELAY_S="5")
+    server.wait_ready()
+    with solving(server, str(task), "-k", "1") as process:
+        wait_for(lambda: [one["state"] for one in tasks_of(server)] == ["running"])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    wait_for(lambda: [one["outcome"] for one in tasks_of(server)] == ["cancelled"])
+
+
+def test_watching_it_solves_again_when_a_file_changes(server: RunningServer, task: Path, tmp_path: Path) -> None:
+    tests = write(tmp_path / "tests.py", "assert f(1) == 77\n")
+    before = len(tasks_of(server))
+
+    def outcomes() -> list[str]:
+        found = tasks_of(server)
+        return [one["outcome"] for one in found[: len(found) - before]]
+
+    with solving(server, str(task), "--tests", tests, "-k", "1", "--attempts", "1", "--watch") as process:
+        wait_for(lambda: outcomes() == ["done"])
+        write(tmp_path / "tests.py", "assert f(1) == 2\n")
+        wait_for(lambda: outcomes() == ["done", "done"])
+        write(tmp_path / "tests.py", "x = 1\n")
+        write(tmp_path / "tests.py", "assert f(2) == 3  # after one that holds no test\n")
+        wait_for(lambda: outcomes() == ["done"] * 3)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=20)[1]
+    lines = told.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith(("verified", "failed"))] == ["failed", "verified", "verified"]
+    assert lines.count("changed: solving again") >= 2
+
+
+@pytest.mark.slow
+def test_a_server_that_starts_again_meanwhile_is_waited_for(launch_server: Callable[..., RunningServer], task: Path) -> None:
+    server = launch_server("tasks.workers=1", "tasks.lease_s=2", SCRIPTED_REPLY=RIGHT, SCRIPTED_DELAY_S="0.3")
+    server.wait_ready()
+    with solving(server, str(task), "-k", "1", "--json", "--tests", write(task.with_name("t.py"), "assert f(1) == 2")) as process:
+        wait_for(lambda: [one["state"] for one in tasks_of(server)] == ["running"])
+        os.kill(server.child, signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out)["verdict"]["status"] == "verified"
+
+
+def test_watching_stdin_makes_no_sense(task: Path) -> None:
+    assert run_cli("solve", "-", "--watch").returncode == 2
+    assert run_cli("solve", "-", "--tests", "-").returncode == 2
+
+
+@contextmanager
+def solving(server: RunningServer, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`atlas solve` while it runs; ended if it has not ended itself."""
+    environ = clean_environment(**{"ATLAS_HOME": str(server.data_dir), "PYTHONUNBUFFERED": "1", **server.environ})
+    command = [sys.executable, "-m", "atlas", "solve", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def tasks_of(server: RunningServer) -> list[dict[str, Any]]:
+    """The newest first; none while the server does not answer. They are the owner's, by whatever key they were submitted."""
+    try:
+        reply = httpx.get(f"{server.url}/v1/tasks", headers={"authorization": f"Bearer {server.key}"}, timeout=10)
+    except httpx.TransportError:
+        return []
+    found: list[dict[str, Any]] = reply.json()["data"] if reply.is_success else []
+    return found

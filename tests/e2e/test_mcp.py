@@ -1,4 +1,4 @@
-"""`verify` as an agent meets it: the protocol's own client, over stdin and stdout and over HTTP, to a real sandbox."""
+"""`verify` and `solve` as an agent meets them: the protocol's own client, over stdin and over HTTP, to a real sandbox."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from mcp import ClientSession, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CallToolResult, TextContent
 
-from atlas.engine import ScriptedEngine
-from tests.gateway.conftest import KEY, MODEL, Running, deps_of, serving
-from tests.gateway.sandboxes import new_sandbox, started
+from tests.cli.conftest import RunningServer
+from tests.gateway.conftest import KEY, Running, wait_for
+from tests.gateway.metered import redis
+from tests.gateway.tasking import Tasking, tasking
+from tests.store.live.conftest import Server
+
+__all__ = ["redis"]  # a fixture
 
 Connect = Callable[[], AbstractAsyncContextManager[ClientSession]]
 
@@ -27,14 +31,20 @@ RIGHT = "def add(a, b):\n    return a + b\n"
 WRONG = "def add(a, b):\n    return a - b\n"
 TESTS = "from solution import add\n\ndef test_small():\n    assert add(1, 2) == 3\n"
 CASES = [{"args": [1, 2], "expected": 3}]
+TASK = {"task": "Write add(a, b).", "tests": "assert add(1, 2) == 3", "k": 1}
+ANSWER = f"```python\n{RIGHT}```\n"
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    deps = deps_of(ScriptedEngine(["Hello world!"], model=MODEL), sandbox=new_sandbox())
-    with serving(deps) as running, started(running):
-        yield running
+def solving(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasking]:
+    with tasking(redis, tmp_path_factory.mktemp("mcp") / "data", (ANSWER,)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(solving: Tasking) -> Running:
+    return solving.running
 
 
 @pytest.fixture(params=["stdio", "http"])
@@ -73,8 +83,11 @@ def text_of(result: CallToolResult) -> str:
 
 async def test_an_agent_finds_the_tool_and_what_it_takes(connect: Connect) -> None:
     async with connect() as session:
-        [tool] = (await session.list_tools()).tools
-    assert tool.name == "verify"
+        tool, solve = (await session.list_tools()).tools
+    assert (tool.name, solve.name) == ("verify", "solve")
+    assert solve.input_schema["required"] == ["task"]
+    assert {"tests", "cases", "k", "deadline_s"} <= set(solve.input_schema["properties"])
+    assert "$ref" not in f"{solve.input_schema} {solve.output_schema}"
     assert tool.input_schema["required"] == ["code"]
     assert {"code", "tests", "test_code", "cases", "entry_point", "timeout"} <= set(tool.input_schema["properties"])
     assert "$ref" not in f"{tool.input_schema} {tool.output_schema}"
@@ -127,6 +140,53 @@ async def test_calls_of_one_agent_run_side_by_side(connect: Connect) -> None:
         calls = [session.call_tool("verify", {"code": RIGHT, "tests": TESTS}) for _ in range(4)]
         results = await asyncio.gather(*calls)
     assert [(each.structured_content or {}).get("success") for each in results] == [True] * 4
+
+
+async def test_a_task_is_solved_over_http_and_its_result_kept(solving: Tasking) -> None:
+    async with over_http(solving.running.url) as session:
+        result = await session.call_tool("solve", TASK)
+        wrong = await session.call_tool("solve", {"task": "x", "tests": "y = 1"})
+    assert not result.is_error
+    assert result.structured_content is not None
+    assert (result.structured_content["success"], result.structured_content["code"]) == (True, RIGHT)
+    assert text_of(result).startswith("verified: 1 of 1 given tests")
+    assert RIGHT.strip() in text_of(result)
+    assert solving.task(result.structured_content["task_id"])["result"]["success"]
+    assert wrong.is_error
+    assert "the tests hold no test" in text_of(wrong)
+
+
+async def test_a_client_that_goes_away_cancels_what_is_solved_for_it(redis: Server, tmp_path: Path) -> None:
+    with tasking(redis, tmp_path / "data", has_worker=False) as idle:
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "solve", "arguments": TASK}}
+        with idle.http() as http, pytest.raises(httpx.ReadTimeout):
+            http.post("/mcp", json=call, timeout=1)
+
+        def outcomes() -> list[str]:
+            with idle.http() as http:
+                return [task["outcome"] for task in http.get("/v1/tasks").json()["data"]]
+
+        wait_for(lambda: outcomes() == ["cancelled"], 20)
+
+
+async def test_a_task_is_solved_over_stdin_by_the_running_server(tmp_path: Path) -> None:
+    served = RunningServer(tmp_path / "data", "tasks.workers=1", SCRIPTED_REPLY=ANSWER)
+    try:
+        await asyncio.to_thread(served.wait_ready)
+        async with over_stdio(served.data_dir) as session:
+            result = await session.call_tool("solve", TASK)
+    finally:
+        served.stop()
+    assert not result.is_error, text_of(result)
+    assert result.structured_content is not None
+    assert (result.structured_content["success"], result.structured_content["code"]) == (True, RIGHT)
+
+
+async def test_without_a_running_server_to_solve_says_how_to_start_one(tmp_path: Path) -> None:
+    async with over_stdio(tmp_path) as session:
+        result = await session.call_tool("solve", TASK)
+    assert result.is_error
+    assert "atlas serve" in text_of(result)
 
 
 def test_nobody_in_particular_is_refused(server: Running) -> None:

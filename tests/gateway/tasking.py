@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,66 +16,20 @@ from typing import Any
 import httpx
 import msgspec
 
-from atlas.engine import Engine, ScriptedEngine
+from atlas.engine import ScriptedEngine
 from atlas.gateway import GatewayDeps
-from atlas.ralph import Tools, solve_task
-from atlas.sandbox import Sandbox
-from atlas.store import Ending, Journal, Lease, Store, open_journal
-from atlas.types import Event, Request, Run, RunClosed
+from atlas.ralph import WorkerOptions
+from atlas.settings import LogSettings
+from atlas.store import Journal, Store, open_journal
+from atlas.types import Event
 from tests.gateway.conftest import MODEL, Running, deps_of, new_store, serving
 from tests.gateway.sandboxes import new_sandbox, started
+from tests.gateway.workshop import stop
 from tests.store.live.conftest import Server
 
 RIGHT = "Here:\n```python\ndef f(x):\n    return x + 1\n```\n"
 WRONG = "Here:\n```python\ndef f(x):\n    return x - 1\n```\n"
 TASK: dict[str, Any] = {"task": "Write f(x), which adds one.", "tests": "assert f(1) == 2\nassert f(5) == 6\n", "k": 2}
-
-
-class Worker:
-    """Leases tasks and solves them, one at a time, in the loop of a server."""
-
-    def __init__(self, journal: Journal, engine: Engine, sandbox: Sandbox) -> None:
-        self._journal = journal
-        self._tools = Tools(generate=engine.submit, run=sandbox.run)
-        self._task = asyncio.ensure_future(self._work())
-
-    async def close(self) -> None:
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task  # raises what a worker should not
-
-    async def _work(self) -> None:
-        while True:
-            if lease := await self._journal.lease("w1", wait_s=5.0):
-                await self._one(lease)
-
-    async def _one(self, lease: Lease) -> None:
-        journal, delivery = self._journal, lease.delivery
-        await journal.heartbeat(delivery)
-        solving = asyncio.ensure_future(self._solve(lease))
-        stopped = asyncio.ensure_future(journal.until_stopped(delivery))
-        beating = asyncio.ensure_future(self._beat(lease))
-        try:
-            await asyncio.wait([solving, stopped], return_when=asyncio.FIRST_COMPLETED)
-            ending = solving.result() if solving.done() else Ending(outcome="cancelled", reason="stopped")
-            await journal.finish(delivery, ending)
-        finally:
-            for each in (solving, stopped, beating):
-                each.cancel()
-            await asyncio.gather(solving, stopped, beating, return_exceptions=True)
-
-    async def _beat(self, lease: Lease) -> None:
-        while True:
-            await asyncio.sleep(lease.lease_s / 4)
-            await self._journal.heartbeat(lease.delivery)
-
-    async def _solve(self, lease: Lease) -> Ending:
-        run: Run | None = None
-        async for event in solve_task(msgspec.json.decode(lease.body, type=Request), self._tools):
-            await self._journal.put_event(lease.delivery, msgspec.json.encode(event))
-            run = event.run if isinstance(event, RunClosed) else run
-        assert run is not None
-        return Ending(outcome="done", result=msgspec.json.encode(run), sandbox_s=run.sandbox_s)
 
 
 @dataclass
@@ -111,17 +67,14 @@ class Tasking:
             http.get(f"/v1/tasks/{task_id}/events", timeout=60)  # which ends when the task is closed
         return self.task(task_id, **query)
 
-    def start_worker(self) -> Worker:
-        deps = self.running.deps
-        engine, sandbox = deps.engine(), deps.sandbox
-        assert engine is not None
-        assert sandbox is not None
-
-        async def start() -> Worker:
-            return Worker(self.journal, engine, sandbox)
-
-        worker: Worker = self.call(start())
-        return worker
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        """A process as the server starts it."""
+        options = WorkerOptions(
+            socket=str(self.running.deps.worker_socket), parent_pid=os.getpid(), log=LogSettings(level="warning", format="json")
+        )
+        with (self.path / "workers.log").open("ab") as output:
+            command = [sys.executable, "-m", "atlas.ralph", msgspec.json.encode(options).decode()]
+            return subprocess.Popen(command, stdout=output, stderr=output)
 
 
 def new_journal(store: Store, redis: Server, path: Path) -> Journal:
@@ -153,7 +106,9 @@ def tasking(
             stack.callback(store.close)
         journal = new_journal(store, redis, path)
         engine = ScriptedEngine(replies, model=MODEL, delay_s=delay_s, context_tokens=40_000)
-        deps: GatewayDeps = deps_of(engine, store=store, journal=journal, sandbox=new_sandbox())
+        deps: GatewayDeps = deps_of(
+            engine, store=store, journal=journal, sandbox=new_sandbox(), worker_socket=path / "workers.sock"
+        )
         deps = replace(deps, **changes)
         extra_routes = changes.pop("extra_routes", ())
         running = stack.enter_context(serving(deps, extra_routes=extra_routes))
@@ -161,8 +116,7 @@ def tasking(
         stack.enter_context(opened(journal, running))
         server = Tasking(running, journal, redis, path)
         if has_worker:
-            worker = server.start_worker()
-            stack.callback(lambda: server.call(worker.close()))
+            stack.callback(stop, server.start_worker())
         yield server
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from atlas.store import Ending
 from tests.gateway.conftest import MODEL, deps_of, quick_pings, serving, wait_for
 from tests.gateway.metered import redis
 from tests.gateway.tasking import RIGHT, WRONG, Tasking, tasking
@@ -271,14 +273,17 @@ def test_a_server_that_stops_leaves_the_task_to_go_on(redis: Server, tmp_path: P
     assert task.state == "queued"
 
 
-def test_a_failure_of_ours_is_no_answer_where_there_is_no_code(redis: Server, tmp_path: Path) -> None:
-    """And it is said to be ours."""
-    with tasking(redis, tmp_path / "data", (RIGHT,)) as server:
-        engine = server.running.engine
-        server.call(engine.close())
-        client = server.running.openai()
-        with pytest.raises(openai.APIStatusError, match="ended by a failure of ours"):
-            client.chat.completions.create(model="atlas", messages=ASKED)
+def test_a_task_that_is_given_up_is_an_error_that_says_why(idle: Tasking) -> None:
+    async def give_up() -> None:
+        lease = await idle.journal.lease("w", wait_s=20.0)
+        assert lease is not None
+        await idle.journal.finish(lease.delivery, Ending(outcome="failed", reason="the worker found no disk"))
+
+    with ThreadPoolExecutor(1) as threads:
+        giving_up = threads.submit(lambda: idle.call(give_up()))
+        with pytest.raises(openai.InternalServerError, match="the worker found no disk"):
+            idle.running.openai().chat.completions.create(model="atlas", messages=ASKED)
+        giving_up.result()
 
 
 def test_without_redis_it_is_503(tmp_path: Path) -> None:

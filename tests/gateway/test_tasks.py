@@ -16,11 +16,11 @@ from atlas.ralph import check_receipt, rerun_receipt
 from atlas.sandbox import Sandbox
 from atlas.settings import SandboxSettings, Settings, TaskSettings
 from atlas.store import LAST_NUMBER
-from atlas.types import AttemptStarted, CandidateTested, Request, Run, RunClosed, RunStarted
+from atlas.types import AttemptEnded, AttemptStarted, CandidateTested, Request, Run, RunStarted
 from tests.gateway.conftest import deps_of, quick_pings, serving, wait_for
 from tests.gateway.metered import redis
 from tests.gateway.people import People, settle, signed_in
-from tests.gateway.tasking import RIGHT, TASK, WRONG, Tasking, decoded, events_of, tasking
+from tests.gateway.tasking import TASK, WRONG, Tasking, decoded, events_of, tasking
 from tests.store.journals import running
 from tests.store.live.conftest import Server
 
@@ -237,7 +237,7 @@ def test_the_stream_tells_all_that_happens_and_ends_with_the_task_closed(server:
     assert isinstance(told[0], RunStarted)
     assert any(isinstance(event, AttemptStarted) for event in told)
     assert any(isinstance(event, CandidateTested) and event.state == "passed" for event in told)
-    assert isinstance(told[-1], RunClosed)
+    assert isinstance(told[-1], AttemptEnded)
     assert [name for _, name, _ in events[:-1]] == [data["event"] for _, _, data in events[:-1]]
 
 
@@ -402,15 +402,14 @@ def test_without_redis_nothing_is_submitted_or_followed_and_all_is_read(tmp_path
         assert task_id in [task["id"] for task in http.get("/v1/tasks").json()["data"]]
 
 
-def test_a_run_that_something_of_ours_ended_is_told_apart(redis: Server, tmp_path: Path) -> None:
-    """The result carries the failure, and no candidate is blamed."""
+def test_a_failure_of_ours_sends_the_task_back_and_its_owner_reads_why(redis: Server, tmp_path: Path) -> None:
     broken = Sandbox(SandboxSettings(python="/nonexistent/python"))
-    with tasking(redis, tmp_path / "data", (RIGHT,), sandbox=broken) as server:
-        found = server.closed(server.submit(k=1), full=True)
-    assert found["result"]["failure"]["code"] == "sandbox_refused"
-    assert (found["result"]["success"], found["result"]["verdict"]["status"]) == (False, "unchecked")
-    states = [candidate.get("state") for attempt in found["run"]["attempts"] for candidate in attempt["candidates"]]
-    assert not {"failed", "unconfirmed"} & set(states)
+    with tasking(redis, tmp_path / "data", sandbox=broken) as server:
+        task_id = server.submit(k=1)
+        wait_for(lambda: server.task(task_id)["reason"] != "", 60)
+        found = server.task(task_id)
+    assert (found["state"], found["outcome"], found["result"], found["num_deliveries"]) == ("queued", None, None, 1)
+    assert found["reason"].startswith("sandbox_refused: ")
 
 
 def test_the_bodies_in_the_journal_are_the_agreed_ones(server: Tasking) -> None:

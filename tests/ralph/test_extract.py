@@ -45,6 +45,7 @@ SAID = {
     "tabs and spaces": "```python\ndef f(x):\n\ty = x\n        return y + 1\n```",
     "no-break spaces": "```python\ndef f(x):\n\u00a0\u00a0\u00a0\u00a0return x + 1\n```",
     "fence in a docstring": '```python\ndef f(x):\n    """Add one.\n\n    ```\n    f(1)\n    ```\n    """\n    return x + 1\n```',
+    "doctest in a docstring": '```python\ndef f(x):\n    """Add one.\n    >>> f(1)\n    2\n    """\n    return x + 1\n```',
     "quoted": "> ```python\n" + F + "```",
 }
 
@@ -79,6 +80,11 @@ def test_without_a_name_the_last_block_with_a_definition_is_meant() -> None:
 def test_a_method_is_found_by_its_class() -> None:
     answer = "```python\nclass Solution:\n    def run(self): return 1\n```\n```python\nprint(1)\n```"
     assert "class Solution" in read_code(answer, "Solution.run")
+
+
+def test_code_with_a_mistake_is_not_mistaken_for_the_examples_in_its_docstring() -> None:
+    code = 'def f(x):\n    """\n    >>> f(1)\n    2\n    """\n    return (x + 1\n'
+    assert read_code(f"```python\n{code}```", "f") == code
 
 
 def test_code_with_a_mistake_is_handed_on_with_it() -> None:

@@ -28,7 +28,7 @@ def refuse(names: list[str]) -> None:
         assert number is not None
         program += seccomp.refuse_if(seccomp.IF_EQUAL, number, errno.EPERM)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
-    seccomp.install(seccomp.packed([*program, seccomp.ALLOWED]))
+    seccomp.Filter([*program, seccomp.ALLOWED]).install()
 
 
 if __name__ == "__main__":

@@ -125,19 +125,8 @@ def aftermath(campaign: Campaign) -> list[str]:
     return found
 
 
-# Holes that are known and wait for their mend; each line goes with it.
-KNOWN = {
-    "a report of millions of values holds nobody up": "the number of values is not bounded",
-    "a report of a million names holds nobody up": "the number of values is not bounded",
-}
 BY_NAME = {escape.name: escape for escape in CASES}
-in_every_case = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.xfail(reason=KNOWN[name], strict=False)] if name in KNOWN else [])
-        for name in BY_NAME
-    ],
-)
+in_every_case = pytest.mark.parametrize("name", [*BY_NAME])
 as_everybody = pytest.mark.parametrize("identity", IDENTITIES)
 
 

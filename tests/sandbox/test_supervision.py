@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import struct
 
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas.sandbox.boxes import BoxSpec
-from atlas.sandbox.inside.frames import FRAME_LIMIT_BYTES, write_frame
-from atlas.sandbox.supervision import Box, HeadAndTail, Output, parse_frames
+from atlas.sandbox.inside import values
+from atlas.sandbox.inside.frames import FRAME_LIMIT_BYTES, write_body, write_frame
+from atlas.sandbox.supervision import Box, HeadAndTail, Output, is_too_full, parse_frames
 from atlas.sandbox.zygotes import Ended
 from atlas.types import RunLimits
 
@@ -46,6 +48,33 @@ def test_json_too_deep_for_the_parser_is_damage() -> None:
 def test_no_bytes_make_the_reader_fail(report: bytes) -> None:
     frames, is_damaged = parse_frames(report)
     assert is_damaged or len(framed(*(b"" for _ in frames))) <= len(report)
+
+
+FULL = {
+    "lists": b"[" + b"[]," * 700_000 + b"1]",
+    "objects": b"[" + b"{}," * 700_000 + b"1]",
+    "names": b"{" + b",".join(b'"%d":0' % number for number in range(400_000)) + b"}",
+    "strings": b"[" + b'"",' * 1_300_000 + b"1]",
+    "numbers": b"[" + b"1," * 4_300_000 + b"1]",
+}
+
+
+@pytest.mark.parametrize("what", FULL)
+async def test_a_report_of_too_many_values_is_not_read_but_ends_the_run_by_its_limit(what: str) -> None:
+    box, _, writers = make_box()
+    writing = asyncio.create_task(asyncio.to_thread(write_body, writers[2], FULL[what]))
+    box.follow()
+    await writing
+    for descriptor in writers:
+        os.close(descriptor)
+    result = box.result(Ended(status=0))
+    assert (result.ending, result.frames) == ("output", ())
+
+
+def test_the_largest_value_that_travels_is_within_what_a_report_may_hold() -> None:
+    largest = values.encode([1] * (values.SIZE_LIMIT_BYTES // 2 - 1))
+    assert not is_too_full(framed(json.dumps(largest, separators=(",", ":")).encode()) * 2)
+    assert not is_too_full(b"[" * (1 << 20))  # not more than is read at once, whatever it is
 
 
 def test_a_frame_larger_than_the_limit_is_refused_by_the_writer() -> None:
@@ -94,7 +123,9 @@ async def test_short_stderr_is_kept_as_it_is() -> None:
 def make_box(limits: RunLimits = RunLimits()) -> tuple[Box, list[str], list[int]]:  # noqa: B008
     pairs = [os.pipe() for _ in range(3)]
     kills: list[str] = []
-    box = Box(BoxSpec(runner="run", payload={}, limits=limits), lambda: kills.append("kill"), *(pair[0] for pair in pairs))
+    stdout, stderr, report = (pair[0] for pair in pairs)
+    spec = BoxSpec(runner="run", payload={}, limits=limits)
+    box = Box(spec, ask=lambda: None, kill=lambda: kills.append("kill"), stdout=stdout, stderr=stderr, report=report)
     return box, kills, [pair[1] for pair in pairs]
 
 
@@ -110,7 +141,7 @@ async def test_the_first_reason_to_end_a_box_stands() -> None:
 
 async def test_a_box_is_ended_by_the_clock() -> None:
     box, kills, writers = make_box(RunLimits(wall_s=0.05))
-    box.start_clock()
+    box.start_clock(asyncio.get_running_loop().time())
     await asyncio.sleep(0.1)
     for descriptor in writers:
         os.close(descriptor)

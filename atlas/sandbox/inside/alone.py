@@ -86,17 +86,17 @@ _SET_LEASE, _NOTIFY = 1024, 1026
 def instructions(machine: str = kernel.MACHINE) -> list[Instruction]:
     """The second filter as BPF; the first (seccomp.py) holds as well."""
     column = seccomp.COLUMNS[machine]
-    program = seccomp.begin(machine) + seccomp.refuse_all(_REFUSED, machine)
+    rules = seccomp.refuse_all(_REFUSED, machine)
     is_zero = _unless_zero(FIRST)
     for numbers in _ON_SELF_ONLY.values():
         if (number := numbers[column]) is not None:
-            program += seccomp.on_call(number, [*is_zero, seccomp.ALLOWED])
-    program += seccomp.on_call(_SET_PRIORITY[column], [*is_zero, *_unless_zero(SECOND), seccomp.ALLOWED])
+            rules[number] = [*is_zero, seccomp.ALLOWED]
+    rules[_SET_PRIORITY[column]] = [*is_zero, *_unless_zero(SECOND), seccomp.ALLOWED]
     pair = [(LOAD, 0, 0, FIRST), *_refuse_unless(_UNIX), (LOAD, 0, 0, SECOND), (AND, 0, 0, _KIND_OF_SOCKET)]
-    program += seccomp.on_call(_SOCKET_PAIR[column], [*pair, *_refuse_unless(_STREAM), seccomp.ALLOWED])
+    rules[_SOCKET_PAIR[column]] = [*pair, *_refuse_unless(_STREAM), seccomp.ALLOWED]
     commands = [item for code in (_SET_LEASE, _NOTIFY) for item in seccomp.refuse_if(IF_EQUAL, code, errno.EPERM)]
-    program += seccomp.on_call(_FCNTL[column], [(LOAD, 0, 0, SECOND), *commands, seccomp.ALLOWED])
-    return [*program, seccomp.ALLOWED]
+    rules[_FCNTL[column]] = [(LOAD, 0, 0, SECOND), *commands, seccomp.ALLOWED]
+    return [*seccomp.begin(machine), *seccomp.search(rules)]
 
 
 def _unless_zero(argument: int) -> list[Instruction]:
@@ -150,8 +150,8 @@ def isolate(order: dict[str, Any], kept: list[int], *, directory: Directory, is_
         directory.close()
     box.limit(order["limits"], other_processes=others)
     if is_confined:
-        seccomp.install()
-        seccomp.install(seccomp.packed(instructions()))
+        seccomp.OURS.install()
+        seccomp.Filter(instructions()).install()
 
 
 def num_tasks(uid: int) -> int:

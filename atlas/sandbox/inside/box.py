@@ -80,7 +80,7 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
     """Every layer that is not made by clone itself. The order matters: each step needs a right that the next gives up."""
     kernel.close_all_but(kept)
     limits = order["limits"]
-    os.setsid()
+    os.setpgid(0, 0)  # not a session: the scheduler gives each of those an equal share, whatever the niceness of what is in it
     kernel.map_ids(view.BOX_ID, setup.uid, setup.gid)
     apply_own_settings()
     view.mount_own(limits["disk_bytes"], has_proc=setup.has_proc, has_tests=bool(order["tests"]))
@@ -102,7 +102,7 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
     if setup.landlock_version:
         landlock.restrict(["/"], writable, list(view.DEVICES))
     limit(limits)
-    seccomp.install()
+    seccomp.OURS.install()
 
 
 def apply_own_settings() -> None:

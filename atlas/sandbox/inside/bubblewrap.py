@@ -77,7 +77,7 @@ def isolate(setup: box.Setup, order: dict[str, Any], kept: list[int]) -> None:
     if setup.landlock_version:
         landlock.restrict(["/"], list(view.WRITABLE), list(view.DEVICES))
     box.limit(limits)
-    seccomp.install()
+    seccomp.OURS.install()
 
 
 def _tighten(disk_bytes: int, *, has_proc: bool) -> None:

@@ -78,3 +78,6 @@ class Channel:
 
     def receive(self) -> Any:
         return read_frame(self._receiving)
+
+    def close(self) -> None:
+        posix.close(self._sending)

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from types import ModuleType
 from typing import Any
 
 from atlas.sandbox.inside import faults, loading, values
 from atlas.sandbox.inside.frames import Channel
+
+REHEARSALS = 20  # after eight calls the interpreter writes a function anew in its final form
+SAMPLE = b"def add(a, b):\n    return a + b\n"
+
+
+def warm() -> None:
+    """Use what every run uses, so that no box has to be the first."""
+    report = Channel(-1, os.open(os.devnull, os.O_WRONLY))
+    keywords = values.encode({})
+    for args in [values.encode([1, "x"]), *[values.encode([1, 2])] * REHEARSALS]:  # the first of them is an error
+        module = loading.new_module(loading.NAME, loading.FILE)
+        exec(compile(SAMPLE, loading.FILE, "exec", dont_inherit=True), module.__dict__)
+        report.send({"loaded": True})
+        _send(report, _call(module, loading.find_entry(module, "add"), args, keywords) | {"case": 0})
+    del sys.modules[loading.NAME]
+    report.close()
 
 
 def run(payload: dict[str, Any], report: Channel, peer: Channel | None) -> int:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import struct
 
 libc = ctypes.CDLL(None, use_errno=True)
 # A copy of this process must hold the interpreter lock when it wakes up: PyDLL keeps it during the call.
 _locked = ctypes.PyDLL(None, use_errno=True)
+# What is looked up here is not looked up again in every box; and of what has types, arguments need no objects of their own.
+_tell_interpreter = ctypes.PyDLL(None)["PyOS_AfterFork_Child"]
+_prctl = libc["prctl"]
+_prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+_socket, _ioctl = libc["socket"], libc["ioctl"]
+_ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_char_p]
 
 MACHINE = os.uname().machine
 if MACHINE not in ("x86_64", "aarch64"):
@@ -56,9 +61,12 @@ _SYS_CLOSE_RANGE = 436
 _SYS_MOUNT_SETATTR = 442
 
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITIES_OF_SELF = struct.pack("Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+_NO_CAPABILITIES = bytes(24)
+_AF_INET, _SOCK_DGRAM = 2, 2
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP_RUNNING = 1 | 64
-_IFREQ_BYTES = 40
+_RAISE_LOOPBACK = struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING)  # struct ifreq
 
 
 def check(result: int, what: str) -> int:
@@ -91,7 +99,7 @@ def fork() -> int:
 
 def after_fork() -> None:
     """Tell the interpreter that this is another process now: locks, random numbers, threads."""
-    ctypes.pythonapi.PyOS_AfterFork_Child()
+    _tell_interpreter()
 
 
 def unshare(flags: int) -> None:
@@ -126,8 +134,7 @@ def pivot_root(new: str, old: str) -> None:
 
 
 def prctl(option: int, value: int = 0) -> None:
-    unsigned = ctypes.c_ulong
-    check(libc.prctl(option, unsigned(value), unsigned(0), unsigned(0), unsigned(0)), f"prctl {option}")
+    check(_prctl(option, value, 0, 0, 0), f"prctl {option}")
 
 
 def set_hostname(name: bytes) -> None:
@@ -169,17 +176,15 @@ def map_ids(inside: int, uid: int, gid: int) -> None:
 def drop_capabilities() -> None:
     """Empty all sets, the bounding set included, and never gain any again."""
     number = 0
-    while libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(number), 0, 0, 0) == 0:
+    while _prctl(PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
         number += 1
-    libc.prctl(PR_CAP_AMBIENT, ctypes.c_ulong(PR_CAP_AMBIENT_CLEAR_ALL), 0, 0, 0)
-    header = struct.pack("Ii", _LINUX_CAPABILITY_VERSION_3, 0)
-    check(libc.syscall(_SYS_CAPSET, header, bytes(24)), "capset")
+    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    check(libc.syscall(_SYS_CAPSET, _CAPABILITIES_OF_SELF, _NO_CAPABILITIES), "capset")
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def raise_loopback() -> None:
     """Bring `lo` of this network namespace up: programs may talk to themselves."""
-    import socket  # a zygote has it already, and a fresh interpreter has no use for it
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as device:
-        fcntl.ioctl(device, _SIOCSIFFLAGS, struct.pack("16sh", b"lo", _IFF_UP_RUNNING).ljust(_IFREQ_BYTES, b"\0"))
+    device = check(_socket(_AF_INET, _SOCK_DGRAM, 0), "socket")
+    check(_ioctl(device, _SIOCSIFFLAGS, _RAISE_LOOPBACK), "bringing lo up")
+    os.close(device)

@@ -112,6 +112,7 @@ _NUMBER, _ARCH, FIRST, SECOND, THIRD = 0, 4, 16, 24, 32  # offsets in struct sec
 INSTRUCTION_BYTES = 8
 
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
+Rules = dict[int, list[Instruction]]  # of one call: they end in a verdict
 ALLOWED: Instruction = (RETURN, 0, 0, ALLOW)
 
 _SECCOMP = (317, 277)
@@ -122,43 +123,61 @@ def refuse_if(code: int, operand: int, error: int) -> list[Instruction]:
     return [(code, 0, 1, operand), (RETURN, 0, 0, ERROR | error)]
 
 
-def on_call(number: int, rules: list[Instruction]) -> list[Instruction]:
-    """Rules for one call alone; they must end in a verdict."""
-    return [(IF_EQUAL, 0, len(rules), number), *rules]
-
-
 def begin(machine: str) -> list[Instruction]:
     """The first part of any filter: end whoever calls as another architecture does, and load the number of the call."""
     is_ours = (IF_EQUAL, 1, 0, _AUDIT_ARCH[COLUMNS[machine]])
     return [(LOAD, 0, 0, _ARCH), is_ours, (RETURN, 0, 0, KILL), (LOAD, 0, 0, _NUMBER)]
 
 
-def refuse_all(table: Table, machine: str) -> list[Instruction]:
+def refuse_all(table: Table, machine: str) -> Rules:
     numbers = [row[COLUMNS[machine]] for row in table.values()]
-    return [item for number in numbers if number is not None for item in refuse_if(IF_EQUAL, number, errno.EPERM)]
+    return {number: [(RETURN, 0, 0, ERROR | errno.EPERM)] for number in numbers if number is not None}
+
+
+def search(rules: Rules) -> list[Instruction]:
+    """Find the rules of a call by halves; what has none is allowed.
+
+    A filter that asked for one number after the other would be walked through for every call there is, whenever it is installed:
+    the kernel finds out beforehand which calls are always allowed.
+    """
+    parts: list[tuple[int, list[Instruction]]] = [(0, [ALLOWED])]  # each from its number on, to the next
+    for number in sorted(rules):
+        if parts[-1][0] == number:
+            parts.pop()
+        if not parts or parts[-1][1] != rules[number]:
+            parts.append((number, rules[number]))
+        parts.append((number + 1, [ALLOWED]))
+    return _halve(parts)
+
+
+def _halve(parts: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
+    if len(parts) == 1:
+        return parts[0][1]
+    middle = len(parts) // 2
+    before = _halve(parts[:middle])
+    return [(IF_AT_LEAST, len(before), 0, parts[middle][0]), *before, *_halve(parts[middle:])]
 
 
 def instructions(machine: str = MACHINE) -> list[Instruction]:
     """The filter as BPF."""
     column = COLUMNS[machine]
-    program = begin(machine)
-    program += refuse_if(IF_AT_LEAST, min(_X32_BIT, _NEWEST + 1), errno.ENOSYS)
-    program += refuse_if(IF_EQUAL, _CLONE3, errno.ENOSYS)  # its flags are behind a pointer; libraries fall back to clone
-    program += refuse_all(_REFUSED, machine)
-    program += on_call(_CLONE[column], [(LOAD, 0, 0, FIRST), *refuse_if(IF_BITS, _CLONE_NEW_ANY, errno.EPERM), ALLOWED])
+    rules = refuse_all(_REFUSED, machine)
+    rules[_CLONE3] = [(RETURN, 0, 0, ERROR | errno.ENOSYS)]  # its flags are behind a pointer; libraries fall back to clone
+    rules[_CLONE[column]] = [(LOAD, 0, 0, FIRST), *refuse_if(IF_BITS, _CLONE_NEW_ANY, errno.EPERM), ALLOWED]
     terminal = [item for code in (_TIOCSTI, _TIOCLINUX) for item in refuse_if(IF_EQUAL, code, errno.EPERM)]
-    program += on_call(_IOCTL[column], [(LOAD, 0, 0, SECOND), *terminal, ALLOWED])
+    rules[_IOCTL[column]] = [(LOAD, 0, 0, SECOND), *terminal, ALLOWED]
     leases = [item for code in (_F_SETLEASE, _F_NOTIFY) for item in refuse_if(IF_EQUAL, code, errno.EPERM)]
-    program += on_call(_FCNTL[column], [(LOAD, 0, 0, SECOND), *leases, ALLOWED])
+    rules[_FCNTL[column]] = [(LOAD, 0, 0, SECOND), *leases, ALLOWED]
     families = [item for family in _FAMILIES for item in ((IF_EQUAL, 0, 1, family), ALLOWED)]
-    sockets = [(LOAD, 0, 0, FIRST), *families, (RETURN, 0, 0, ERROR | errno.EAFNOSUPPORT)]
-    program += on_call(_SOCKET[column], sockets)
-    program += on_call(_SOCKETPAIR[column], sockets)  # which would load the module of a family as well
+    # A pair would load the module of a family as well.
+    rules[_SOCKET[column]] = [(LOAD, 0, 0, FIRST), *families, (RETURN, 0, 0, ERROR | errno.EAFNOSUPPORT)]
+    rules[_SOCKETPAIR[column]] = rules[_SOCKET[column]]
     # Buffers of sockets are memory of no process: who asks for larger ones is told that they are, and they stay as they are.
     sizes = [item for option in (_SO_SNDBUF, _SO_RCVBUF) for item in refuse_if(IF_EQUAL, option, 0)]
     of_sockets = [(LOAD, 0, 0, SECOND), (IF_EQUAL, 1, 0, _SOL_SOCKET), ALLOWED, (LOAD, 0, 0, THIRD), *sizes, ALLOWED]
-    program += on_call(_SETSOCKOPT[column], of_sockets)
-    return [*program, ALLOWED]
+    rules[_SETSOCKOPT[column]] = of_sockets
+    newer = refuse_if(IF_AT_LEAST, min(_X32_BIT, _NEWEST + 1), errno.ENOSYS)
+    return [*begin(machine), *newer, *search(rules)]
 
 
 class _Program(ctypes.Structure):
@@ -170,11 +189,18 @@ def packed(program: list[Instruction]) -> bytes:
     return b"".join(struct.pack("HBBI", code, yes, no, operand) for code, yes, no, operand in program)
 
 
-_OURS = packed(instructions())
+class Filter:
+    """A filter that lies ready to be installed."""
+
+    def __init__(self, program: list[Instruction]) -> None:
+        text = packed(program)
+        self._buffer = ctypes.create_string_buffer(text, len(text))
+        self._program = _Program(len(program), ctypes.addressof(self._buffer))
+        self._arguments = (_SECCOMP[COLUMNS[MACHINE]], _SET_MODE_FILTER, 0, ctypes.byref(self._program))
+
+    def install(self) -> None:
+        """Filter this process and all it will start; needs no_new_privs. Of several filters the strictest answer holds."""
+        check(libc.syscall(*self._arguments), "seccomp")
 
 
-def install(program: bytes = _OURS) -> None:
-    """Filter this process and all it will start; needs no_new_privs. Of several filters the strictest answer holds."""
-    buffer = ctypes.create_string_buffer(program)
-    filter_ = _Program(len(program) // INSTRUCTION_BYTES, ctypes.addressof(buffer))
-    check(libc.syscall(_SECCOMP[COLUMNS[MACHINE]], _SET_MODE_FILTER, 0, ctypes.byref(filter_)), "seccomp")
+OURS = Filter(instructions())

@@ -129,7 +129,7 @@ class Starter(zygote.Zygote):
 
     def _clear(self, job: int) -> None:
         """The keeper or bubblewrap is gone; what is left of the box goes now. A box without a last word died of its maker."""
-        leftovers.end_children({pid for _, pid, _ in self._boxes.values()})
+        leftovers.end_children({running.pid for running in self._boxes.values()})
         self._recipe.clean(job)
         self._hear()
         text = take(self._errors.pop(job))
@@ -138,9 +138,9 @@ class Starter(zygote.Zygote):
 
     def close(self) -> None:
         """End every box."""
-        for _, pid, _ in self._boxes.values():
-            os.kill(pid, self.end_with)
-            os.waitpid(pid, 0)
+        for running in self._boxes.values():
+            os.kill(running.pid, self.end_with)
+            os.waitpid(running.pid, 0)
         leftovers.end_children(set())
         self._recipe.close()
 

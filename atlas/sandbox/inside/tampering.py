@@ -11,7 +11,7 @@ import builtins
 import os
 import sys
 import sysconfig
-import threading
+from _thread import _local
 from collections.abc import Callable, Iterable, Iterator
 from operator import is_
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
@@ -108,7 +108,7 @@ class Watch:
         self._home = home + os.sep
         self._tests = tests
         self._signs: list[str] = []
-        self._local = threading.local()
+        self._local = _local()  # of threading, which would be imported for nothing else
         self._rules: dict[str, Callable[[tuple[Any, ...], FrameType], str]] = {
             "sys._getframe": self._on_getframe,
             "sys._current_frames": self._on_forbidden("sys._current_frames"),

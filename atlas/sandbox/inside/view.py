@@ -182,10 +182,14 @@ def close_tests() -> None:
 
 def put_files(directory: str, files: dict[str, str]) -> None:
     for name, text in files.items():
-        path = os.path.join(directory, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+        path = f"{directory}/{name}"
+        if "/" in name:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        content = memoryview(text.encode("utf-8", "surrogateescape"))
+        while content:
+            content = content[os.write(descriptor, content) :]
+        os.close(descriptor)
 
 
 def interpreter_paths(python: str) -> list[str]:
@@ -196,7 +200,8 @@ def interpreter_paths(python: str) -> list[str]:
     places, link = [], os.path.abspath(python)
     while os.path.islink(link):
         prefix = os.path.dirname(os.path.dirname(link))
-        places.append(prefix if os.path.exists(os.path.join(prefix, "pyvenv.cfg")) else link)
+        place = prefix if os.path.exists(os.path.join(prefix, "pyvenv.cfg")) else link
+        places += [place, os.path.realpath(place)] if place == prefix else [place]  # the directory may be a link itself
         link = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
     return [*dict.fromkeys([*places, *_installation(link)])]
 

@@ -2,9 +2,10 @@
 
     python -I zygote.py CONTROL_FD CONFIGURATION
 
-One message on the control socket is one box: a number, and its descriptors. What goes back: `ready` or `broken` once; then for
-each box `started` with its pid (in the zygote's pid namespace) and `ended` with how its program ended. `kill` ends a box. When
-the socket closes the zygote ends, and with it, being pid 1 of its namespace, everything it has started.
+One message on the control socket is one box: `box NUMBER KEEPER`, and its descriptors. What goes back, as JSON: `ready` or
+`broken` once; `ended` for each box, with how its program ended. `tell NUMBER` asks for `started`: since when a box runs, and its
+pid (in the zygote's pid namespace). `kill NUMBER` ends one. When the socket closes the zygote ends, and with it, being pid 1 of
+its namespace, everything it has started.
 """
 
 import array
@@ -16,7 +17,9 @@ import select
 import signal
 import socket
 import sys
-from typing import Any, NoReturn
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
 
 if __name__ == "__main__":  # run as a file: neither `atlas` nor its packages may be imported for real
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -26,7 +29,7 @@ if __name__ == "__main__":  # run as a file: neither `atlas` nor its packages ma
     room = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     fresh.stand_in(("atlas", os.path.dirname(room)), ("atlas.sandbox", room))
 
-from atlas.sandbox.inside import box, kernel, landlock, project_view, runners, view
+from atlas.sandbox.inside import box, kernel, landlock, runners, view
 
 OWN_NAMESPACES = (
     kernel.CLONE_NEWNS
@@ -45,8 +48,17 @@ BOX_NAMESPACES = (
     | kernel.CLONE_NEWNET
 )
 MESSAGE_BYTES = 1 << 16
-MAX_DESCRIPTORS = 7
+DESCRIPTORS_BYTES = socket.CMSG_LEN(4 * 7)
 OOM_SCORE = "500"  # of two processes the kernel may end, a box goes first
+
+
+class Running(NamedTuple):
+    """A box, by its first process."""
+
+    job: int
+    pid: int
+    has_keeper: bool
+    started_s: float
 
 
 class Zygote:
@@ -58,7 +70,7 @@ class Zygote:
         self._control = control
         self._setup = setup
         self._status, self._status_for_boxes = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._boxes: dict[int, tuple[int, int, bool]] = {}  # pidfd -> (job, pid, has a keeper)
+        self._boxes: dict[int, Running] = {}  # by descriptor of the process
         self._endings: dict[int, dict[str, Any]] = {}
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
@@ -73,33 +85,35 @@ class Zygote:
                     return
 
     def _obey(self) -> bool:
-        message, ancillary, _, _ = self._control.recvmsg(MESSAGE_BYTES, socket.CMSG_LEN(4 * MAX_DESCRIPTORS))
+        message, ancillary, _, _ = self._control.recvmsg(MESSAGE_BYTES, DESCRIPTORS_BYTES)
         if not message:
             return False
-        descriptors = array.array("i")
-        for _, _, data in ancillary:
-            descriptors.frombytes(data)
-        order = json.loads(message)
-        if "kill" in order:
-            self._kill(order["kill"])
-        else:
-            self._start(order["job"], list(descriptors), has_keeper=order["keeper"])
+        order = message.split()
+        job = int(order[1])
+        if order[0] == b"box":
+            descriptors = array.array("i")
+            for _, _, data in ancillary:
+                descriptors.frombytes(data)
+            self._start(job, descriptors.tolist(), has_keeper=order[2] == b"1")
+        elif running := self._find(job):
+            if order[0] == b"kill":
+                os.kill(running.pid, self.end_with)  # not waited for yet, so the pid is still its own
+            else:
+                self._control.send(b'{"started":%d,"pid":%d,"at_s":%.6f}' % (job, running.pid, running.started_s))
         return True
 
     def _start(self, job: int, descriptors: list[int], *, has_keeper: bool) -> None:
+        started_s = time.monotonic()
         try:
             pid, pidfd = self._make(job, descriptors, has_keeper=has_keeper)
         except OSError as error:
-            self._endings[job] = {"failure": str(error)}
-            pid, pidfd = -1, -1
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if pid < 0:
-            self._send({"ended": job, **self._endings.pop(job)})
+            self._send({"ended": job, "failure": str(error)})
             return
-        self._boxes[pidfd] = (job, pid, has_keeper)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        self._boxes[pidfd] = Running(job, pid, has_keeper, started_s)
         self._poll.register(pidfd, select.POLLIN)
-        self._send({"started": job, "pid": pid})
 
     def _make(self, job: int, descriptors: list[int], *, has_keeper: bool) -> tuple[int, int]:
         """The box's first process, and a descriptor of it. Does not return in that process."""
@@ -109,23 +123,22 @@ class Zygote:
             enter(self._setup, job, descriptors, self._status_for_boxes)
         return pid, pidfd
 
-    def _kill(self, job: int) -> None:
-        for number, pid, _ in self._boxes.values():
-            if number == job:
-                os.kill(pid, self.end_with)  # not waited for yet, so the pid is still its own
+    def _find(self, job: int) -> Running | None:
+        return next((running for running in self._boxes.values() if running.job == job), None)
 
     def _bury(self, pidfd: int) -> None:
-        job, pid, has_keeper = self._boxes.pop(pidfd)
+        job, pid, has_keeper, started_s = self._boxes.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         _, status, usage = os.wait4(pid, 0)
+        wall_s = time.monotonic() - started_s
         self._clear(job)
         self._hear()
         ending = self._endings.pop(job, {})  # a keeper that told nothing was killed, by us or by the kernel
         if not has_keeper:
             ending.setdefault("status", status)
         cpu_s = usage.ru_utime + usage.ru_stime
-        self._send({"ended": job, "cpu_s": cpu_s, "peak_bytes": usage.ru_maxrss * 1024, **ending})
+        self._send({"ended": job, "wall_s": wall_s, "cpu_s": cpu_s, "peak_bytes": usage.ru_maxrss * 1024, **ending})
 
     def _clear(self, job: int) -> None:
         """End what a box has left behind: nothing, when its first process is the first of a namespace."""
@@ -190,10 +203,8 @@ def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
     runners.warm(configuration["profile"])
     path = [entry for entry in sys.path if os.path.isdir(entry)]
     kernel.write_text("/proc/self/oom_score_adj", OOM_SCORE)
-    uid = configuration["uid"] if is_root else None
-    project = project_view.Project(configuration["project"], uid) if configuration["project"] else None
     read_only = [*view.interpreter_paths(sys.executable), *configuration["read_only"]]
-    has_proc = view.build(read_only, project.show if project else None)
+    has_proc = view.build(read_only, _shower(configuration, is_root) if configuration["project"] else None)
     if is_root:
         become(configuration["uid"])
     os.environ.clear()
@@ -209,6 +220,13 @@ def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
         python=sys.executable,
         path=path,
     )
+
+
+def _shower(configuration: dict[str, Any], is_root: bool) -> Callable[[str], None]:
+    """What shows the project in a root that is being made."""
+    from atlas.sandbox.inside import project_view  # what it imports would make the boxes of all others dearer
+
+    return project_view.Project(configuration["project"], configuration["uid"] if is_root else None).show
 
 
 def restore_signals() -> None:

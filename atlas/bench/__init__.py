@@ -1,0 +1,36 @@
+"""What a model and the loop around it are worth, measured on tasks whose hidden tests nobody who answers has seen.
+
+`load_suite` reads tasks, `Bench.measure` solves and grades them into a `Journal` that can be gone on with, and the report
+functions turn its records into figures with intervals. Solving and running are arguments; nothing here knows of servers.
+"""
+
+from atlas.bench.figures import compare_records
+from atlas.bench.journal import Journal, read_journal
+from atlas.bench.methods import best_of, chosen, greedy, loop, standard_methods
+from atlas.bench.report import as_data, as_html, as_table, difference_line
+from atlas.bench.running import Bench
+from atlas.bench.suites import Shelf, first_of, load_suite
+from atlas.bench.values import BenchSettings, Method, Record, Suite
+
+__all__ = [
+    "Bench",
+    "BenchSettings",
+    "Journal",
+    "Method",
+    "Record",
+    "Shelf",
+    "Suite",
+    "as_data",
+    "as_html",
+    "as_table",
+    "best_of",
+    "chosen",
+    "compare_records",
+    "difference_line",
+    "first_of",
+    "greedy",
+    "load_suite",
+    "loop",
+    "read_journal",
+    "standard_methods",
+]
