@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -50,6 +51,7 @@ from atlas.workline import (
 
 log = structlog.get_logger("atlas.workers")
 
+WORKER = re.compile(r"[\w.-]{1,64}", re.ASCII)
 HELLO_TIMEOUT_S = 10.0
 MAX_WAIT_S = 30.0  # for a task; a worker asks again
 MAX_CALLS = 512  # open at a time; a worker has one for each candidate and a few more (chosen)
@@ -118,7 +120,10 @@ class Conversation:
             message = f"this worker speaks version {hello.version}, the server {VERSION}; install the same ATLAS on both"
             await self._say(Refused(message=message))
             return False
-        self.worker = hello.worker[:64]
+        if not WORKER.fullmatch(hello.worker):
+            await self._say(Refused(message="a worker's name has 1 to 64 characters out of letters, digits, '.', '_' and '-'"))
+            return False
+        self.worker = hello.worker
         deps = self._workers.deps
         sandbox = deps.sandbox_socket if self.is_near else ""
         await self._say(Welcome(lease_s=deps.settings.tasks.lease_s, sandbox=sandbox))

@@ -127,7 +127,7 @@ def test_each_task_is_paid_by_its_own_owner(redis: Server, tmp_path: Path) -> No
     with open_shop(redis, tmp_path / "data") as shop:
         store = shop.running.deps.store
         people = settle(store)
-        owners = {}
+        owners: dict[str, str] = {}
         for user in (people.member, people.other):
             who = store.keys.verify(store.keys.mint("k", owner=user.id).key)
             owners |= {shop.submit(who=who): user.id for _ in range(3)}
