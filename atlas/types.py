@@ -745,6 +745,7 @@ class Request(Value, frozen=True, kw_only=True):
         max_tokens: generated tokens of all candidates together.
         max_sandbox_s: time of all tests together.
         route: a fixed one, instead of what a router would choose.
+        project: the answer is an edit of this project, judged by its own tests; its `edit` is empty, and `context` has the files.
     """
 
     task: str
@@ -763,6 +764,7 @@ class Request(Value, frozen=True, kw_only=True):
     max_sandbox_s: float | None = None
     limits: RunLimits = RunLimits()
     route: Route | None = None
+    project: ProjectCheck | None = None
 
 
 class CandidateRef(Value, frozen=True, kw_only=True):
@@ -874,6 +876,7 @@ class Run(Value, frozen=True, kw_only=True):
         ended_by: passed, agreed, deadline, tokens, sandbox_s, budget (of whoever pays), max_attempts, policy (it gave up), or
             failure (ours).
         num_tokens: generated, tests that the model wrote included.
+        change: of a project: what its tests say of the chosen edit, with the diff; `code` is then the edit.
     """
 
     request: Request
@@ -887,6 +890,7 @@ class Run(Value, frozen=True, kw_only=True):
     winner: CandidateRef | None = None
     ended_by: str = ""
     failure: OurFailure | None = None
+    change: ProjectVerdict | None = None
     num_tokens: int = 0
     sandbox_s: float = 0.0
     wall_s: float = 0.0

@@ -6,18 +6,20 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import msgspec
 
 from atlas.cli.client import Server, find_access
 from atlas.cli.options import json_option, read_settings, settings_options
+from atlas.cli.solve_project import project_body
 from atlas.cli.tasks import Closed, Tasks
 from atlas.cli.watching import changed
 from atlas.errors import OperatorError
 from atlas.log import configure_logging
 from atlas.ralph import told
+from atlas.sandbox import write_changes
 from atlas.types import Event
 
 STDIN = "-"
@@ -26,7 +28,9 @@ READABLE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Pa
 
 @click.command()
 @click.argument("task", type=READABLE)
-@click.option("--tests", type=READABLE, help="Asserts, a pytest module, or a function check(candidate).")
+@click.option(
+    "--tests", help="A file: asserts, a pytest module, or check(candidate). With --project: the command, by default pytest."
+)
 @click.option("--name", "entry_point", default="", help="Function that is asked for; by default read from tests and task.")
 @click.option("-k", "--candidates", "k", type=click.IntRange(1, 128), help="Per attempt; by default as the server has it.")
 @click.option("--attempts", "max_attempts", type=click.IntRange(1, 50), help="By default as the server has it.")
@@ -35,36 +39,38 @@ READABLE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Pa
 @click.option("--seed", type=int)
 @click.option("--priority", type=click.Choice(["p0", "p1", "p2"]), help="p0 needs a key with the scope `interactive`.")
 @click.option("--receipt", type=click.Path(dir_okay=False, path_type=Path), help="Write a signed receipt (see `atlas verify`).")
+@click.option(
+    "--project", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Change the project in this directory."
+)
+@click.option("--file", "files", multiple=True, help="With --project: a file to be changed; repeat for several.")
+@click.option("--python", default="", help="With --project: an interpreter or a virtual environment's directory.")
+@click.option("--diff", "output", flag_value="diff", help="With --project: print the change as a diff, the default.")
+@click.option("--write", "output", flag_value="write", help="With --project: make the change in the files if it is verified.")
 @click.option("--watch", is_flag=True, help="Solve again whenever the task or the tests change, until interrupted.")
 @json_option
 @settings_options
-def solve(
-    task: Path,
-    tests: Path | None,
-    receipt: Path | None,
-    watch: bool,
-    as_json: bool,
-    config: Path | None,
-    data_dir: str | None,
-    **asked: Any,
-) -> None:
+def solve(watch: bool, config: Path | None, data_dir: str | None, **asked: Any) -> None:
     """Have the running server solve the task in a file (- is stdin): code that was run before it is shown.
 
     \b
     Example:
       atlas solve task.txt --tests test_task.py > solution.py
+      echo "The mean is wrong." | atlas solve - --project . --name rolling_mean --write
 
     Exit status 0 means that the given tests passed, or the examples in the task; with tests that the model wrote itself it is 1.
     Interrupted, it cancels the task.
     """
-    files = [file for file in (task, tests) if file is not None]
+    wanted = Wanted(**{name: asked.pop(name) for name in Wanted._fields if name in asked}, fields=asked)
+    files = wanted.watched()
     if watch and STDIN in map(str, files):
         raise click.UsageError("--watch follows files; stdin is read once")
     if list(map(str, files)).count(STDIN) > 1:
         raise click.UsageError("task and tests cannot both be stdin")
+    if wanted.project is None and (wanted.files or wanted.python or wanted.output):
+        raise click.UsageError("--file, --python, --diff and --write go with --project")
     server, key = find_access(read_settings(config, data_dir))
     configure_logging("error")
-    job = Job(server, key, task=task, tests=tests, receipt=receipt, as_json=as_json, asked=asked)
+    job = Job(server, key, wanted)
     try:
         is_verified = asyncio.run(job.watch(files) if watch else job.once())
     except KeyboardInterrupt:
@@ -73,24 +79,44 @@ def solve(
     sys.exit(0 if is_verified else 1)
 
 
+class Wanted(NamedTuple):
+    """What the command line says; `fields` are those of a task as it is submitted, where None is left out."""
+
+    task: Path
+    tests: str | None
+    project: Path | None
+    files: tuple[str, ...]
+    python: str
+    output: str | None
+    receipt: Path | None
+    as_json: bool
+    fields: dict[str, Any]
+
+    def watched(self) -> list[Path]:
+        return [self.task, *([Path(self.tests)] if self.tests is not None and self.project is None else [])]
+
+    def body(self) -> dict[str, Any]:
+        """Of the request, from the files as they are now.
+
+        Raises:
+            OperatorError: one cannot be read, or there is no task in it.
+        """
+        task = read(self.task)
+        if not task.strip():
+            raise OperatorError(f"{self.task} holds no task")
+        given = {name: value for name, value in self.fields.items() if value is not None}
+        if self.project is None:
+            return {"task": task, "tests": read(Path(self.tests)) if self.tests else "", **given}
+        name = str(given.get("entry_point", ""))
+        found = project_body(self.project, task, files=self.files, entry_point=name, tests=self.tests or "", python=self.python)
+        return {"task": task, **found, **given}
+
+
 class Job:
     """What is asked for, to be solved once or again and again."""
 
-    def __init__(
-        self,
-        server: Server,
-        key: str,
-        *,
-        task: Path,
-        tests: Path | None,
-        receipt: Path | None,
-        as_json: bool,
-        asked: dict[str, Any],
-    ) -> None:
-        self._server, self._key = server, key
-        self._task, self._tests, self._receipt = task, tests, receipt
-        self._as_json = as_json
-        self._asked = {name: value for name, value in asked.items() if value is not None}
+    def __init__(self, server: Server, key: str, wanted: Wanted) -> None:
+        self._server, self._key, self._wanted = server, key, wanted
 
     async def once(self) -> bool:
         """Solve it and show what came of it; whether that is verified.
@@ -98,13 +124,19 @@ class Job:
         Raises:
             OperatorError: the server refuses or is silent, or something of ours ended the task.
         """
-        body = self._body()
+        wanted = self._wanted
+        body = wanted.body()
         async with Tasks(self._server, self._key) as tasks:
             closed = await tasks.solve(body, tell)
-            if self._receipt is not None and closed.run is not None and closed.run.code:
-                self._receipt.write_bytes(await tasks.receipt(closed.id))
-        show(closed, as_json=self._as_json)
-        return closed.result is not None and closed.result.success
+            if wanted.receipt is not None and closed.run is not None and closed.run.code:
+                wanted.receipt.write_bytes(await tasks.receipt(closed.id))
+        show(closed, as_json=wanted.as_json)
+        is_verified = closed.result is not None and closed.result.success
+        if is_verified and wanted.project is not None and wanted.output == "write":
+            assert closed.run is not None
+            assert closed.run.change is not None
+            write_changes(wanted.project.absolute(), closed.run.change)
+        return is_verified
 
     async def watch(self, files: Sequence[Path]) -> bool:
         """Solve, and again whenever a file changes; what is under way then is cancelled. Ends when interrupted."""
@@ -126,12 +158,6 @@ class Job:
             print(f"atlas: {outcome.message}", file=sys.stderr, flush=True)
         elif isinstance(outcome, Exception):
             raise outcome
-
-    def _body(self) -> dict[str, Any]:
-        task = read(self._task)
-        if not task.strip():
-            raise OperatorError(f"{self._task} holds no task")
-        return {"task": task, "tests": read(self._tests) if self._tests else "", **self._asked}
 
 
 def read(path: Path) -> str:
@@ -159,5 +185,5 @@ def show(closed: Closed, *, as_json: bool) -> None:
     elif closed.run.failure is not None:
         raise OperatorError(closed.run.failure.message)
     else:
-        print(closed.run.code, end="", flush=True)
+        print(closed.result.code if closed.result.diff is None else closed.result.diff, end="", flush=True)
         print(closed.result.line(), file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from litestar import get
 from litestar.response import Stream
 from markupsafe import Markup
 
-from atlas.dashboard import activity, logs, models, overview, sandbox, usage
+from atlas.dashboard import activity, logs, models, overview, sandbox, tasks, usage
 from atlas.dashboard.status import status_panel
 from atlas.dashboard.view import HEADERS, HTTPRequest, View, view_of
 from atlas.errors import AtlasError, Forbidden
@@ -39,6 +39,7 @@ async def nothing(_view: View) -> dict[str, Markup]:
 PANELS: Mapping[str, Panels] = {
     "overview": overview.panels,
     "activity": activity.panels,
+    "tasks": tasks.panels,
     "usage": usage.panels,
     "models": models.panels,
     "sandbox": sandbox.panels,

@@ -6,12 +6,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from atlas.dashboard.hardware import Hardware
 from atlas.dashboard.pulls import Pulls
 from atlas.errors import RateLimited
 
 SESSIONS_MAX = 1000  # whose playground keys are remembered; those of forgotten sessions still end by themselves
+BRIEFS_MAX = 2000
 STREAMS_MAX = 8  # event streams of one session; a browser opens six per server over HTTP/1.1
 
 
@@ -21,18 +23,25 @@ class Memory:
 
     Attributes:
         playground_keys: session id -> id of the key its playground uses.
+        briefs: task id -> what the list says of a closed task.
         streams: session id -> open event streams.
     """
 
     hardware: Hardware = field(default_factory=Hardware)
     pulls: Pulls = field(default_factory=Pulls)
     playground_keys: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    briefs: OrderedDict[str, Any] = field(default_factory=OrderedDict)  # of tasks_reading.Brief
     streams: Counter[str] = field(default_factory=Counter)
 
     def remember_key(self, session_id: str, key_id: str) -> None:
         self.playground_keys[session_id] = key_id
         while len(self.playground_keys) > SESSIONS_MAX:
             self.playground_keys.popitem(last=False)
+
+    def remember_brief(self, task_id: str, brief: Any) -> None:
+        self.briefs[task_id] = brief
+        while len(self.briefs) > BRIEFS_MAX:
+            self.briefs.popitem(last=False)
 
     @contextmanager
     def stream(self, session_id: str) -> Iterator[None]:

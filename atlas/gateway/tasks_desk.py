@@ -37,9 +37,21 @@ async def read_request(exchange: Exchange, asked: TaskRequest) -> Request:
         ModelNotFound, ModelNotAllowed, ModelNotLoaded: the model is not the one that answers here, or not for this key.
     """
     check_model(exchange, asked.model)
+    if asked.project is not None:
+        check_project(exchange)
     settings = exchange.deps.settings
     request = await asyncio.to_thread(asked.request, settings.sandbox, fixed_route(settings.tasks))
     return msgspec.structs.replace(request, model="") if request.model == ATLAS else request
+
+
+def check_project(exchange: Exchange) -> None:
+    """A project is a directory of this machine, and its code runs with its owner's environment.
+
+    Raises:
+        Forbidden: somebody else asks, or from elsewhere.
+    """
+    if caller_of(exchange).role != "owner" or not exchange.client.is_local:
+        raise Forbidden("project: only the server's owner may name a directory of its machine, and only from there")
 
 
 def check_model(exchange: Exchange, model: str) -> None:

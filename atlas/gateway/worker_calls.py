@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from atlas.errors import AtlasError, DeliveryOver, SandboxUnavailable
-from atlas.gateway.submissions import fixed_route
+from atlas.gateway.submissions import fixed_route, read_request
 from atlas.gateway.worker_generating import Generating
 from atlas.gateway.workers import Workers
 from atlas.store import Delivery, Ending, Standing
@@ -30,6 +32,7 @@ from atlas.workline import (
     Generate,
     GiveBack,
     Hello,
+    JudgeEdit,
     Leased,
     Message,
     PutEvent,
@@ -48,6 +51,7 @@ from atlas.workline import (
 
 log = structlog.get_logger("atlas.workers")
 
+WORKER = re.compile(r"[\w.-]{1,64}", re.ASCII)
 HELLO_TIMEOUT_S = 10.0
 MAX_WAIT_S = 30.0  # for a task; a worker asks again
 MAX_CALLS = 512  # open at a time; a worker has one for each candidate and a few more (chosen)
@@ -78,6 +82,7 @@ class Conversation:
             GiveBack: self._give_back,
             Generate: self._generate,
             RunCode: self._run,
+            JudgeEdit: self._judge,
             AskRoute: self._route,
             AskContext: self._context,
             Rank: self._rank,
@@ -115,7 +120,10 @@ class Conversation:
             message = f"this worker speaks version {hello.version}, the server {VERSION}; install the same ATLAS on both"
             await self._say(Refused(message=message))
             return False
-        self.worker = hello.worker[:64]
+        if not WORKER.fullmatch(hello.worker):
+            await self._say(Refused(message="a worker's name has 1 to 64 characters out of letters, digits, '.', '_' and '-'"))
+            return False
+        self.worker = hello.worker
         deps = self._workers.deps
         sandbox = deps.sandbox_socket if self.is_near else ""
         await self._say(Welcome(lease_s=deps.settings.tasks.lease_s, sandbox=sandbox))
@@ -223,6 +231,16 @@ class Conversation:
         if sandbox is None:
             raise SandboxUnavailable("this server has no sandbox")
         return Done(id=call.id, execution=await sandbox.run(call.program, call.limits))
+
+    async def _judge(self, call: JudgeEdit) -> Done:
+        """Of the project that was submitted; the gateway let nobody name one but the owner of the machine."""
+        await self._workers.find(self, delivery_of(call))
+        deps = self._workers.deps
+        assert deps.journal is not None  # there is a lease
+        project = read_request(await deps.journal.request(call.task)).project
+        if project is None or deps.sandbox is None:
+            raise SandboxUnavailable("this task names no project, or this server has no sandbox")
+        return Done(id=call.id, verdict=await deps.sandbox.check_project(replace(project, edit=call.edit)))
 
     async def _route(self, call: AskRoute) -> Done:
         """Fixed, until there is a router."""

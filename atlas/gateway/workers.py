@@ -28,6 +28,7 @@ T = TypeVar("T")
 STATES: Mapping[str, RequestState] = {"done": "completed", "failed": "failed", "cancelled": "aborted"}
 UNHEARD_SHARE = 0.6  # of a lease, after which a worker that has not said it has its task never got it
 SHUTDOWN_S = 5.0
+GIVE_BACK_S = 2.0  # for workers of this machine, once the server stops
 
 
 class Listener(Protocol):
@@ -51,6 +52,7 @@ class Workers:
         self._connected: dict[str, Listener] = {}
         self._held: dict[Delivery, HeldTask] = {}
         self._under_way: set[asyncio.Task[Any]] = set()
+        self._let_go = asyncio.Event()  # set with each task that is not held any more
         self._is_closing = False
 
     @property
@@ -172,8 +174,9 @@ class Workers:
                 listener.close()
 
     async def close(self) -> None:
-        """Settle what is held, as far as it has come; the journal will hand it out again."""
+        """Have what workers of this machine hold given back, and settle what others hold, who will be back."""
         self._is_closing = True
+        await self._given_back()
         for listener in tuple(self._connected.values()):
             listener.close()
         with contextlib.suppress(TimeoutError):
@@ -182,6 +185,23 @@ class Workers:
                     await self._settle_lost(held)
                 while self._under_way:
                     await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    async def _given_back(self) -> None:
+        """The server's own workers do so when they are told to end; what they do not get done is done for them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GIVE_BACK_S):
+                while self._held_near():
+                    self._let_go.clear()
+                    await self._let_go.wait()
+        for held in self._held_near():
+            with contextlib.suppress(AtlasError):  # then the lease ends by itself
+                await held.settle("interrupted", "given_back")
+                await self.journal.give_back(held.delivery, reason="the server was shut down", is_excused=True)
+            self._forget(held, "given_back")
+
+    def _held_near(self) -> list[HeldTask]:
+        near = {listener.worker for listener in self._connected.values() if listener.is_near}
+        return [held for held in self._held.values() if held.task.worker in near]
 
     async def _found_again(self, delivery: Delivery) -> HeldTask | None:
         """A delivery that was under way when the server was started again."""
@@ -237,6 +257,7 @@ class Workers:
         if self._held.get(held.delivery) is held:
             del self._held[held.delivery]
             self.watch.endings[ending] += 1
+            self._let_go.set()
         self._count()
 
     def _count(self) -> None:

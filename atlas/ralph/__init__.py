@@ -13,7 +13,7 @@ from atlas.ralph.patience import persist
 from atlas.ralph.policy import Policy, Step, mixed
 from atlas.ralph.process import WorkerOptions, run_worker
 from atlas.ralph.prompt import code_block, edit_block, extract_code, prompt_hash, repair, rewrite, solve, write_tests
-from atlas.ralph.receipts import check_receipt, issue_receipt, rerun_receipt
+from atlas.ralph.receipts import check_receipt, issue_receipt, rerun_receipt, signing_key
 from atlas.ralph.requests import Correction, Proof, TaskRequest, TaskResult
 from atlas.ralph.telling import told
 from atlas.ralph.tool import Solved, solve_tool, solved
@@ -45,6 +45,7 @@ __all__ = [
     "rerun_receipt",
     "rewrite",
     "run_worker",
+    "signing_key",
     "solve",
     "solve_task",
     "solve_tool",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from atlas.ralph import prompt
 from atlas.ralph.policy import Step
+from atlas.ralph.projects import project_prompt
 from atlas.ralph.visible import Suite, shown_code, shown_examples, shown_programs
 from atlas.types import Attempt, Candidate, CandidateRef, Message, Request, Snippet
 
@@ -15,22 +16,28 @@ def conversations(
 ) -> Iterator[tuple[Message, ...]]:
     """The prompt of a step, then the same with less in it, for a model that cannot read as much."""
     lineage = _lineage(step.repaired, attempts)
-    for snippets, failed in ((context, lineage), ((), lineage), ((), lineage[-1:]), ((), [])):
+    least = context if request.project is not None else ()  # there it is what is to be changed
+    for snippets, failed in ((context, lineage), (least, lineage), (least, lineage[-1:]), (least, [])):
         messages = _first(request, suite, step, snippets)
         for candidate in failed:
             if candidate.failure is not None:
-                messages = prompt.repair(messages, prompt.code_block(candidate.code), candidate.failure)
+                answer = candidate.code if request.project is not None else prompt.code_block(candidate.code)
+                messages = prompt.repair(messages, answer, candidate.failure)
         yield messages
 
 
 def _first(request: Request, suite: Suite | None, step: Step, context: Sequence[Snippet]) -> tuple[Message, ...]:
     has_system = any(message.role == "system" for message in request.history)
+    hint = prompt.another_plan(request.hint) if step.action == "plan" else request.hint
+    system = None if has_system else prompt.SYSTEM
+    if request.project is not None:
+        return project_prompt(request, context, hint=hint, system=system)
     asked = prompt.solve(
         _task(request, suite),
         examples=shown_examples(suite) if suite else (),
         context=[*context, *(shown_code(suite) if suite else ())],
-        hint=prompt.another_plan(request.hint) if step.action == "plan" else request.hint,
-        system=None if has_system else prompt.SYSTEM,
+        hint=hint,
+        system=system,
     )
     return (*asked[:-1], *request.history, asked[-1])
 

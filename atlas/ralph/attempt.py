@@ -12,6 +12,7 @@ from atlas.ralph.asking import conversations
 from atlas.ralph.desk import Desk, first_of, together
 from atlas.ralph.extract import read_code
 from atlas.ralph.policy import Step
+from atlas.ralph.projects import read_edit
 from atlas.ralph.repetition import repeats
 from atlas.ralph.syntax import fingerprint
 from atlas.ralph.testing import Tested, run_suite
@@ -202,10 +203,16 @@ class Round:
         is_repeating = index in self._repeating or repeats(generation.text)
         if generation.finish_reason == "abort" and not is_repeating:
             return replace(candidate, state="cancelled" if self._has_winner else "untested")
-        code = read_code(generation.text, self._desk.entry_point, language=self._desk.request.language)
+        code = self._code(generation.text)
         if is_repeating and (not code or repeats(code)):
             return replace(candidate, state="repeating")
         return self._known_or_new(replace(candidate, code=code)) if code else replace(candidate, state="no_code")
+
+    def _code(self, answer: str) -> str:
+        request = self._desk.request
+        if request.project is not None:
+            return read_edit(answer)
+        return read_code(answer, self._desk.entry_point, language=request.language)
 
     def _known_or_new(self, candidate: Candidate) -> Candidate:
         first = self._desk.seen.setdefault(fingerprint(candidate.code), candidate.ref)

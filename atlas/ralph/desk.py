@@ -10,7 +10,7 @@ from atlas.errors import AtlasError
 from atlas.ralph.patience import our_failure, persist
 from atlas.ralph.tools import Tools
 from atlas.ralph.visible import Suite
-from atlas.types import Attempt, Candidate, CandidateRef, Event, Request, Route, Snippet, WorkRetried
+from atlas.types import Attempt, Candidate, CandidateRef, Event, ProjectVerdict, Request, Route, Snippet, WorkRetried
 
 T = TypeVar("T")
 
@@ -22,6 +22,7 @@ class Desk:
         entry_point: what is asked for, as far as it is known.
         suite: None until there are tests.
         seen: fingerprints of the programs that were read, and whose they were.
+        verdicts: of a project's edits, the last of each.
         num_tokens: generated, tests included.
         sandbox_s: time of tests, confirmations included.
     """
@@ -34,6 +35,7 @@ class Desk:
         self.suite: Suite | None = None
         self.attempts: list[Attempt] = []
         self.seen: dict[str, CandidateRef] = {}
+        self.verdicts: dict[str, ProjectVerdict] = {}
         self.num_tokens = 0
         self.num_retries = 0
         self.sandbox_s = 0.0

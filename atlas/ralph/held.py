@@ -12,8 +12,21 @@ from msgspec.structs import replace
 from atlas.errors import Unavailable
 from atlas.ralph.line import Line
 from atlas.ralph.tools import Tools
-from atlas.types import Candidate, Delta, Execution, Generation, Program, Prompt, Request, Route, RunLimits, Snippet
-from atlas.workline import AskContext, AskRoute, Beat, Done, Generate, Leased, News, Rank, RunCode, TaskCall
+from atlas.types import (
+    Candidate,
+    Delta,
+    Execution,
+    Generation,
+    Program,
+    ProjectCheck,
+    ProjectVerdict,
+    Prompt,
+    Request,
+    Route,
+    RunLimits,
+    Snippet,
+)
+from atlas.workline import AskContext, AskRoute, Beat, Done, Generate, JudgeEdit, Leased, News, Rank, RunCode, TaskCall
 
 ANSWER_S = 30.0  # for what is answered at once (chosen); a ledger that is stuck takes 5
 BEATS_PER_LEASE = 3
@@ -59,6 +72,7 @@ class Held:
         return Tools(
             generate=self._generate,
             run=run or self._run,
+            check=self._check,
             route=self._route,
             context=self._context,
             rank=self._rank,
@@ -80,6 +94,11 @@ class Held:
         execution = (await self.call(RunCode, timeout_s=None, program=program, limits=limits)).execution
         assert execution is not None
         return execution
+
+    async def _check(self, check: ProjectCheck) -> ProjectVerdict:
+        verdict = (await self.call(JudgeEdit, timeout_s=None, edit=check.edit)).verdict
+        assert verdict is not None
+        return verdict
 
     async def _route(self, request: Request) -> Route:
         route = (await self.call(AskRoute)).route

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 import structlog
+from msgspec.structs import replace
 
 from atlas.errors import AtlasError, RateLimited
 from atlas.ralph.agreement import Agreement, agree, votes_of
@@ -19,6 +20,7 @@ from atlas.ralph.desk import Desk, together
 from atlas.ralph.examples import named_in
 from atlas.ralph.patience import our_failure
 from atlas.ralph.policy import Step, num_passed
+from atlas.ralph.projects import is_proof, kept, project_suite
 from atlas.ralph.selftests import likeliest_name, tests_by_model
 from atlas.ralph.testing import is_right, run_suite
 from atlas.ralph.tools import Tools
@@ -82,7 +84,7 @@ class _Solving:
         if request.route is None:
             desk.route = await desk.ours("route", lambda: self._tools.route(request))
         desk.context = await desk.ours("context", lambda: self._tools.context(request))
-        desk.suite = read_tests(request)
+        desk.suite = read_tests(request) if request.project is None else project_suite(request)
         desk.entry_point = desk.suite.entry_point if desk.suite else request.entry_point or named_in(request.task)
         self._tell_start(desk.suite)
         while not self._is_over():
@@ -216,6 +218,9 @@ class _Solving:
             is_confirmed=self._is_confirmed or (winner is not None and self._is_confirmed_already(winner)),
             failure=failure,
         )
+        change = desk.verdicts.get(winner.code) if winner else None
+        if change is not None and not is_proof(change) and verdict.status == "verified":
+            verdict = replace(verdict, status="unchecked")
         run = Run(
             request=self._request,
             route=desk.route,
@@ -228,6 +233,7 @@ class _Solving:
             winner=winner.ref if winner else None,
             ended_by="failure" if failure else self._ended_by,
             failure=failure,
+            change=kept(change) if change else None,
             num_tokens=desk.num_tokens,
             sandbox_s=desk.sandbox_s,
             wall_s=desk.now_s,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import signal
 import socket
@@ -64,7 +65,7 @@ async def run_worker(options: WorkerOptions) -> None:
         OperatorError: the server does not want this worker.
     """
     async with _own_sandbox(options) as run:
-        line = Line(options.dial, f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}")
+        line = Line(options.dial, own_name())
         pool = NearPool(line)
         worker = Worker(line, lambda: run or (pool.run if line.welcome.sandbox else None))
         _stop_by_signals(worker)
@@ -75,6 +76,12 @@ async def run_worker(options: WorkerOptions) -> None:
             await ended(working)
             await ended(keeping)
             await pool.close()
+
+
+def own_name() -> str:
+    """Of this process, as the journal shows it: no other has it, here or elsewhere."""
+    host = re.sub(r"[^A-Za-z0-9_.-]", "_", socket.gethostname())[:32]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @asynccontextmanager

@@ -29,6 +29,7 @@ CRASH = "The code fails:\n\n{traceback}\n\nFix the code."
 PROGRAM = "\n\nWrite a program that reads from standard input and writes to standard output."
 PROGRAM_EXAMPLE = "\n\nInput:\n{given}\n\nOutput:\n{expected}"
 NAME = "\n\nName it {entry_point}."
+CHANGE = "{files}\n\n{task}\n\nAnswer with SEARCH/REPLACE blocks in this form:\n\n{form}"
 ANOTHER_PLAN = "the usual solutions to this were wrong. Plan the steps in comments, another way than usual, then write the code."
 
 CODE_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
@@ -108,6 +109,13 @@ def program_task(task: str, examples: Sequence[Case]) -> str:
 def named_task(task: str, entry_point: str) -> str:
     """A task that does not say what the function is to be called."""
     return task + NAME.format(entry_point=entry_point)
+
+
+def change(task: str, files: Sequence[Snippet], *, system: str | None = SYSTEM) -> tuple[Message, ...]:
+    """Ask for a change to some files, as blocks that `edit_block` writes."""
+    shown = "\n\n".join(SNIPPET.format(path=file.path, text=file.text.rstrip("\n")) for file in files)
+    form = edit_block("path/to/file.py", "lines as they are", "lines as they should be")
+    return _conversation(system, CHANGE.format(files=shown, task=task, form=form))
 
 
 def another_plan(hint: str = "") -> str:

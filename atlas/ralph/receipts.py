@@ -23,6 +23,7 @@ from atlas.errors import BadRequest
 from atlas.types import Execution, Program, Run, RunLimits, Value, Verdict
 
 FORMAT = "atlas-receipt-1"
+KEY_NAME = "receipt-key"  # secrets/NAME: 32 bytes
 LIMIT_BYTES = 16 * 1024 * 1024
 
 RunProgram = Callable[[Program, RunLimits], Awaitable[Execution]]
@@ -94,6 +95,8 @@ def issue_receipt(run: Run, key: Ed25519PrivateKey, *, issued_at: float) -> byte
     Raises:
         BadRequest: the run has no code to give a receipt for.
     """
+    if run.request.project is not None:
+        raise BadRequest("there is no receipt for a change to a project: nobody could run its tests again without the project")
     if not run.code:
         raise BadRequest("this run ended without code; there is nothing to give a receipt for")
     receipt = msgspec.to_builtins(_receipt(run, issued_at))
@@ -104,6 +107,11 @@ def issue_receipt(run: Run, key: Ed25519PrivateKey, *, issued_at: float) -> byte
         signature=_base64(key.sign(canonical(receipt))),
     )
     return msgspec.json.format(msgspec.json.encode(signed), indent=1) + b"\n"
+
+
+def signing_key(secret: Callable[[str, Callable[[], bytes]], bytes]) -> Ed25519PrivateKey:
+    """The key of a server, made when first needed; `secret(name, make)` keeps it."""
+    return Ed25519PrivateKey.from_private_bytes(secret(KEY_NAME, lambda: Ed25519PrivateKey.generate().private_bytes_raw()))
 
 
 def check_receipt(data: bytes, *, pinned: str = "") -> Checked:

@@ -27,7 +27,9 @@ def told(event: SolveEvent) -> str:
 @told.register
 def _(event: RunStarted) -> str:
     held_back = f", {event.num_held_back} of them held back" if event.num_held_back else ""
-    return f"{event.num_tests} tests{held_back}" if event.num_tests else "no tests: the model will be asked for some"
+    if event.num_tests:
+        return f"{event.num_tests} tests{held_back}"
+    return "the project's own tests" if event.source == "given" else "no tests: the model will be asked for some"
 
 
 @told.register

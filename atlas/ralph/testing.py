@@ -9,8 +9,10 @@ from msgspec.structs import replace
 
 from atlas.ralph.desk import Desk
 from atlas.ralph.feedback import failure_of
+from atlas.ralph.projects import execution_of, wall_s
+from atlas.ralph.projects import failure_of as project_failure
 from atlas.ralph.visible import Suite
-from atlas.types import Execution, Failure, Program
+from atlas.types import Execution, Failure, Program, ProjectCheck
 
 
 class Tested(NamedTuple):
@@ -33,6 +35,8 @@ async def run_suite(desk: Desk, suite: Suite, code: str, *, fresh: bool = False)
     Raises:
         AtlasError: of ours, after several tries.
     """
+    if desk.request.project is not None:
+        return await _run_project(desk, desk.request.project, code)
     executions: list[Execution] = []
     for check in suite.checks:
         executions.append(await _run(desk, replace(check, code=code, fresh=fresh)))
@@ -45,6 +49,13 @@ async def run_suite(desk: Desk, suite: Suite, code: str, *, fresh: bool = False)
 def is_right(execution: Execution) -> bool:
     """Tests ran and passed; or there were none, and the program ran to its end."""
     return execution.passed or execution.outcome == "completed"
+
+
+async def _run_project(desk: Desk, project: ProjectCheck, edit: str) -> Tested:
+    verdict = await desk.ours("sandbox", lambda: desk.tools.check(replace(project, edit=edit)))
+    desk.sandbox_s += wall_s(verdict)
+    desk.verdicts[edit] = verdict
+    return Tested(execution_of(verdict), project_failure(verdict), verdict.passed)
 
 
 async def _run(desk: Desk, program: Program) -> Execution:

@@ -8,8 +8,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from atlas.errors import SandboxRefused
 from atlas.ralph.policy import Policy, mixed
-from atlas.types import Candidate, Delta, Execution, Generation, Program, Prompt, Request, Route, RunLimits, Snippet
+from atlas.types import (
+    Candidate,
+    Delta,
+    Execution,
+    Generation,
+    Program,
+    ProjectCheck,
+    ProjectVerdict,
+    Prompt,
+    Request,
+    Route,
+    RunLimits,
+    Snippet,
+)
 
 
 class Candidates(Protocol):
@@ -43,6 +57,11 @@ async def in_order_of_arrival(candidates: Sequence[Candidate]) -> Sequence[Candi
     return sorted(candidates, key=lambda candidate: candidate.ended_s)
 
 
+async def no_projects(check: ProjectCheck) -> ProjectVerdict:
+    """Of whoever cannot reach the project's files."""
+    raise SandboxRefused("changes to projects are not judged here")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tools:
     """What solving needs of the world. Every failure of these is ours, and is raised as an AtlasError.
@@ -50,6 +69,7 @@ class Tools:
     Attributes:
         generate: starts the candidates of a prompt.
         run: runs a program in the sandbox; cancelling the call ends the run.
+        check: judges an edit of a project.
         route: how much effort a request is worth; asked only if the request does not say.
         context: what the model should read first.
         rank: the likeliest first.
@@ -60,6 +80,7 @@ class Tools:
 
     generate: Callable[[Prompt], Awaitable[Candidates]]
     run: Callable[[Program, RunLimits], Awaitable[Execution]]
+    check: Callable[[ProjectCheck], Awaitable[ProjectVerdict]] = no_projects
     route: Callable[[Request], Awaitable[Route]] = fixed_route
     context: Callable[[Request], Awaitable[Sequence[Snippet]]] = carried_context
     rank: Callable[[Sequence[Candidate]], Awaitable[Sequence[Candidate]]] = in_order_of_arrival

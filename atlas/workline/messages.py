@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from atlas.errors import AtlasError, Unavailable
-from atlas.types import Candidate, Delta, Execution, Generation, Program, Prompt, Route, RunLimits, Snippet
+from atlas.types import Candidate, Delta, Execution, Generation, Program, ProjectVerdict, Prompt, Route, RunLimits, Snippet
 
 VERSION = 1
 MESSAGE_LIMIT_BYTES = 32 * 1024 * 1024  # of a frame; results are cut to half of it (chosen)
@@ -111,6 +111,12 @@ class RunCode(TaskCall, frozen=True, kw_only=True, tag="run"):
     limits: RunLimits
 
 
+class JudgeEdit(TaskCall, frozen=True, kw_only=True, tag="judge"):
+    """Judge an edit of the project that the task names: the worker has no say in which that is. Answered by `verdict`."""
+
+    edit: str
+
+
 class AskRoute(TaskCall, frozen=True, kw_only=True, tag="route"):
     """How much effort the task is worth; answered by `route`."""
 
@@ -171,6 +177,7 @@ class Done(Message, frozen=True, kw_only=True, tag="done"):
     finish: Literal["closed", "repeated", "fenced"] | None = None
     is_done: bool = True
     execution: Execution | None = None
+    verdict: ProjectVerdict | None = None
     route: Route | None = None
     context: tuple[Snippet, ...] = ()
     order: tuple[int, ...] = ()
@@ -213,6 +220,7 @@ WorkerSays = (
     | Generate
     | CancelCandidates
     | RunCode
+    | JudgeEdit
     | AskRoute
     | AskContext
     | Rank

@@ -63,6 +63,7 @@ function goLive() {
   const open = () => {
     const query = new URLSearchParams(location.search);
     query.set("page", page);
+    if (document.body.dataset.item) query.set("item", document.body.dataset.item);
     source = new EventSource(`/dash/events?${query}`);
     source.onopen = () => { lost.hidden = true; };
     source.onerror = () => { lost.hidden = false; };

@@ -119,24 +119,27 @@ def test_interrupted_it_cancels_its_task(launch_server: Callable[..., RunningSer
 
 def test_watching_it_solves_again_when_a_file_changes(server: RunningServer, task: Path, tmp_path: Path) -> None:
     tests = write(tmp_path / "tests.py", "assert f(1) == 77\n")
-    before = len(tasks_of(server))
-
-    def outcomes() -> list[str]:
-        found = tasks_of(server)
-        return [one["outcome"] for one in found[: len(found) - before]]
-
     with solving(server, str(task), "--tests", tests, "-k", "1", "--attempts", "1", "--watch") as process:
-        wait_for(lambda: outcomes() == ["done"])
+        assert process.stderr is not None
+        lines, told = iter(process.stderr.readline, ""), list[str]()
+
+        def read_until(word: str) -> None:
+            for line in lines:
+                told.append(line)
+                if line.startswith(word):
+                    return
+            raise AssertionError(f"ended before {word!r}: {told}")
+
+        read_until("failed")
         write(tmp_path / "tests.py", "assert f(1) == 2\n")
-        wait_for(lambda: outcomes() == ["done", "done"])
+        read_until("verified")
         write(tmp_path / "tests.py", "x = 1\n")
-        write(tmp_path / "tests.py", "assert f(2) == 3  # after one that holds no test\n")
-        wait_for(lambda: outcomes() == ["done"] * 3)
+        read_until("atlas: /v1/tasks: HTTP 400: the tests hold no test")
+        write(tmp_path / "tests.py", "assert f(2) == 3\n")
+        read_until("verified")
         process.send_signal(signal.SIGINT)
-        told = process.communicate(timeout=20)[1]
-    lines = told.splitlines()
-    assert [line.split(":")[0] for line in lines if line.startswith(("verified", "failed"))] == ["failed", "verified", "verified"]
-    assert lines.count("changed: solving again") >= 2
+        assert process.wait(20) == 130
+    assert told.count("changed: solving again\n") == 3
 
 
 @pytest.mark.slow
@@ -177,3 +180,65 @@ def tasks_of(server: RunningServer) -> list[dict[str, Any]]:
         return []
     found: list[dict[str, Any]] = reply.json()["data"] if reply.is_success else []
     return found
+
+
+SHOP = "def total(prices):\n    return sum(prices) + 1\n"
+MENDED = SHOP.replace(" + 1", "")
+EDIT = "shop.py\n```python\n<<<<<<< SEARCH\n    return sum(prices) + 1\n=======\n    return sum(prices)\n>>>>>>> REPLACE\n```\n"
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    write(folder / "shop.py", SHOP)
+    write(folder / "test_shop.py", "from shop import total\n\ndef test_total():\n    assert total([1, 2]) == 3\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mender(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Its model mends the shop."""
+    server = RunningServer(tmp_path_factory.mktemp("mending") / "data", "tasks.workers=1", SCRIPTED_REPLY=EDIT)
+    server.wait_ready()
+    yield server
+    server.stop()
+
+
+def in_project(server: RunningServer, shop: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    environ = {"ATLAS_HOME": str(server.data_dir), **server.environ}
+    tests = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 pytest -q"
+    arguments = ["--project", str(shop), "--tests", tests, "--python", sys.executable, "-k", "1", "--attempts", "1", *more]
+    return run_cli("solve", "-", *arguments, stdin="The total is wrong by one.", **environ)
+
+
+def test_a_project_task_ends_as_a_diff_that_passes_the_projects_tests(mender: RunningServer, shop: Path) -> None:
+    done = in_project(mender, shop, "--name", "total")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("diff --git a/shop.py b/shop.py")
+    assert "-    return sum(prices) + 1\n+    return sum(prices)\n" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("verified: 1 of 1 given tests")
+    assert (shop / "shop.py").read_text("utf-8") == SHOP
+
+
+def test_a_verified_change_is_made_in_the_files_on_request_and_no_other(mender: RunningServer, shop: Path) -> None:
+    assert in_project(mender, shop, "--file", "shop.py", "--write").returncode == 0
+    assert (shop / "shop.py").read_text("utf-8") == MENDED
+    again = in_project(mender, shop, "--file", "shop.py", "--write")
+    assert again.returncode == 1
+    assert (shop / "shop.py").read_text("utf-8") == MENDED
+
+
+def test_which_file_is_meant_has_to_be_known(mender: RunningServer, shop: Path) -> None:
+    unknown = in_project(mender, shop)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "--file" in unknown.stderr
+    assert run_cli("solve", str(shop / "shop.py"), "--write").returncode == 2
+
+
+def test_only_the_owner_of_the_machine_may_name_a_directory_of_it(mender: RunningServer, shop: Path) -> None:
+    body = {"task": "x", "context": [{"path": "shop.py", "text": SHOP}], "project": {"directory": str(shop)}}
+    headers = {"authorization": f"Bearer {mender.key}"}
+    with httpx.Client(base_url=mender.url, headers=headers, timeout=20) as http:
+        assert http.post("/v1/tasks", json=body, headers={"via": "1.1 proxy"}).status_code == 403
+        assert http.post("/v1/tasks", json=body | {"tests": "assert f(1) == 2"}).status_code == 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from atlas import control
+from atlas.store import DataDirectory, open_store
 from tests.cli.conftest import RunningServer, children, clean_environment, run_cli, wait_for
 
 FORBIDDEN = ("torch", "llama_cpp", "litestar", "sqlalchemy", "redis")
@@ -127,6 +129,39 @@ def test_a_worker_whose_server_is_started_again_goes_on_with_its_task(tmp_path: 
         assert (task["outcome"], task["num_deliveries"]) == ("done", 1)
     finally:
         server.stop()
+
+
+def test_a_server_that_is_stopped_leaves_its_tasks_for_the_next_one(tmp_path: Path) -> None:
+    slow = "# " + "word " * 2000 + "\n" + RIGHT
+    first = RunningServer(tmp_path / "data", "tasks.workers=1", SCRIPTED_REPLY=slow, SCRIPTED_DELAY_S="0.05")
+    try:
+        first.wait_ready()
+        with httpx.Client(base_url=first.url, headers={"x-api-key": first.key}, timeout=20) as http:
+            task_id = http.post("/v1/tasks", json=BODY).raise_for_status().json()["id"]
+            wait_for(lambda: http.get(f"/v1/tasks/{task_id}").json()["state"] == "running")
+        first.process.terminate()
+        assert first.process.wait(30) == 0
+    finally:
+        first.stop()
+    second = RunningServer(tmp_path / "data", "tasks.workers=1", SCRIPTED_REPLY=RIGHT)
+    try:
+        second.wait_ready()
+        with httpx.Client(base_url=second.url, headers={"x-api-key": first.key}, timeout=20) as http:
+            wait_for(lambda: http.get(f"/v1/tasks/{task_id}").json()["state"] == "closed", 60)
+            assert http.get(f"/v1/tasks/{task_id}").json()["outcome"] == "done"
+    finally:
+        second.process.terminate()
+        second.process.wait(30)
+        second.stop()
+    directory = DataDirectory(tmp_path / "data")
+    directory.hold()
+    with contextlib.closing(open_store(directory)) as store:
+        task = store.tasks.get(task_id)
+        assert task is not None
+        assert (task.delivery, task.excused) == (2, 1)
+        states = [usage.state for usage in store.usage.recent(limit=10) if usage.request_id.startswith(task_id)]
+        assert sorted(states) == ["completed", "interrupted"]
+    directory.release()
 
 
 def test_a_sandbox_that_dies_under_a_worker_of_the_server_costs_it_nothing(served: RunningServer) -> None:

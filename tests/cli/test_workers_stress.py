@@ -288,7 +288,8 @@ def check(store: Store, ids: set[str]) -> dict[str, int]:
         assert usage.state in ("completed", "interrupted"), usage
         paid[usage.request_id.partition("-")[0], usage.state] += 1
     done = {row.id for row in rows if row.outcome == "done"}
-    assert [task_id for task_id in done if paid[task_id, "completed"] < 1] == []
+    # A server that is killed after the last token leaves an interrupted row, and the worker brings the result to the next one.
+    assert [task_id for task_id in done if not paid[task_id, "completed"] + paid[task_id, "interrupted"]] == []
     assert store.usage.open_reservations() == []
     twice = sum(paid[task_id, "completed"] > 1 for task_id in done)
     return {

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import uvicorn
@@ -26,7 +27,7 @@ from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.log import RECENT
 from atlas.sandbox import Sandbox
 from atlas.settings import AuthSettings, LedgerSettings, LogSettings, RedisSettings, SandboxSettings, Settings
-from atlas.store import DataDirectory, Live, MintedKey, Store, open_store
+from atlas.store import DataDirectory, Live, MintedKey, Store, open_journal, open_store
 from atlas.types import Limits, RequestState, Usage, User, UserRole
 from tests.ledgers import ledger_url
 
@@ -141,13 +142,19 @@ def open_site(
     live: Live | None = None,
     sandbox: Sandbox | None = None,
     is_unsafe: bool = False,
+    redis_url: str = "",
 ) -> Iterator[Site]:
-    """The real store, gateway and dashboard; the engine is scripted. The sandbox, if there is one, is started and closed."""
+    """The real store, gateway and dashboard; the engine is scripted. The sandbox, if there is one, is started and closed.
+
+    There are tasks where a Redis is named.
+    """
     settings = settings or Settings()
     directory = DataDirectory(folder / "data").create()
     directory.hold()
     store = open_store(directory, settings=LedgerSettings(url=ledger_url()), auth=settings.auth, limits=settings.limits)
     engine = ScriptedEngine(replies, model=MODEL, delay_s=delay_s)
+    namespace = f"t{uuid4().hex[:8]}"
+    journal = open_journal(store.tasks, redis_url, blobs=folder / "blobs", namespace=namespace) if redis_url else None
     gateway = GatewayDeps(
         engine=lambda: engine,
         models=OneModel(),
@@ -158,6 +165,7 @@ def open_site(
         auth=settings.auth,
         limits=settings.limits,
         sandbox=sandbox,
+        journal=journal,
     )
 
     async def readiness() -> Readiness:
@@ -174,6 +182,7 @@ def open_site(
         logs=RECENT,
         draining=gateway.draining,
         sandbox=sandbox,
+        journal=journal,
         is_unsafe=is_unsafe,
     )
     try:
@@ -182,6 +191,8 @@ def open_site(
             if sandbox is not None:
                 asyncio.run_coroutine_threadsafe(sandbox.start(), loop).result(20)
             yield site
+            if journal is not None:
+                asyncio.run_coroutine_threadsafe(journal.close(), loop).result(20)
             if sandbox is not None:
                 asyncio.run_coroutine_threadsafe(sandbox.close(), loop).result(20)
         for person in site.people:

