@@ -167,6 +167,7 @@ def main() -> None:
     configuration = json.loads(sys.argv[2])
     is_root = os.getuid() == 0 and is_mapped(configuration["uid"])
     try:
+        kernel.require_known_machine()
         _enter_namespaces(is_root)
         warm = os.fork()  # pid 1 of the new namespace
     except OSError as error:
