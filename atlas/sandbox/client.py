@@ -145,7 +145,7 @@ class Sandbox:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 pass_fds=inherited,
-                start_new_session=True,  # one share of the processors for the pool and its boxes, in which it comes before them
+                start_new_session=True,  # a share of the processors of its own: it can end boxes however busy they are
             )
         _, connection = await asyncio.get_running_loop().create_connection(self._line.connection, sock=ours)
         self._line.open(connection)

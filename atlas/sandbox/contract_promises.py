@@ -140,7 +140,7 @@ LIMITS = (
     Promise(
         name="what was printed before a limit was hit is kept",
         code="import time; print('ok', flush=True); time.sleep(60)",
-        limits={"wall_s": 0.5},
+        limits={"wall_s": 1.5},
         ending="wall",
     ),
     Promise(

@@ -17,6 +17,8 @@ STARTER = "lite"  # one starter serves all profiles: what a runner imports, each
 class ExecBoxes(NativeBoxes):
     """`Boxes` by bubblewrap, by Landlock alone, or with nothing but limits (none). Used from one event loop."""
 
+    prepares = False
+
     def __init__(
         self, *, tier: Literal["bwrap", "landlock", "none"], python: str, uid: int, slots: int, bwrap: str = "bwrap"
     ) -> None:

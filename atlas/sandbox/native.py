@@ -8,7 +8,6 @@ import itertools
 import os
 import socket
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -17,9 +16,10 @@ from msgspec.structs import replace
 from atlas.errors import SandboxUnavailable
 from atlas.sandbox.boxes import BoxResult, BoxSpec
 from atlas.sandbox.project_zygotes import ProjectZygotes
+from atlas.sandbox.spares import Running, Spare, Spares
 from atlas.sandbox.supervision import Box
 from atlas.sandbox.watch import MemoryWatch
-from atlas.sandbox.zygotes import Configuration, Ended, Zygote
+from atlas.sandbox.zygotes import Configuration, Zygote
 from atlas.types import Tier
 
 log = structlog.get_logger("atlas.sandbox")
@@ -31,18 +31,11 @@ SERVING_S = 60.0  # a candidate that is only asked is not ended by the clock bef
 EAGER = ("lite", "pytest")  # the others are started when first asked for
 
 
-class Running(NamedTuple):
-    """A box on its way."""
-
-    job: int
-    box: Box
-    ending: asyncio.Future[Ended]
-
-
 class NativeBoxes:
     """`Boxes` of the native tier. Used from one event loop."""
 
     tier: Tier = "native"
+    prepares = True  # boxes for fresh interpreters, ahead
 
     def __init__(self, *, python: str, uid: int, slots: int) -> None:
         self.slots = slots
@@ -55,6 +48,7 @@ class NativeBoxes:
         self._locks: dict[str, asyncio.Lock] = {}
         self._jobs = itertools.count(1)
         self._watch = MemoryWatch()
+        self._spares = Spares(self._prepare, most=slots if self.prepares else 0)
         self.num_restarts = 0
 
     @property
@@ -82,14 +76,38 @@ class NativeBoxes:
             while len(self._alive(profile)) < self._per_profile:
                 await self._replenish(profile)
 
+    async def rest(self) -> None:
+        """End what was prepared and nobody has asked for."""
+        await self._spares.close()
+
     async def close(self) -> None:
+        await self.rest()
         self._watch.close()
         for zygote in [zygote for zygotes in self._zygotes.values() for zygote in zygotes]:
             await zygote.stop()
         await self._projects.close()
 
     async def run(self, spec: BoxSpec) -> BoxResult:
-        return await self._finish(await self._submit(spec))
+        if not self._spares.fits(spec):
+            return await self._finish(await self._submit(spec))
+        running = await self._spares.take(spec, _order(spec))
+        if running is not None:
+            self._watch.add(running.job, running.zygote, running.box)
+        else:
+            running = await self._submit(spec)
+        self._spares.prepare(spec)
+        return await self._finish(running)
+
+    async def _prepare(self, spec: BoxSpec) -> Spare:
+        zygote = await self._choose_for(spec)
+        descriptors = make_descriptors(_order(spec, waits=True), b"")
+        order, stdin = map(os.dup, descriptors[1])
+        try:
+            return Spare(self._place(zygote, spec, descriptors), order, stdin)
+        except SandboxUnavailable:
+            os.close(order)
+            os.close(stdin)
+            raise
 
     async def run_pair(self, tests: BoxSpec, candidate: BoxSpec) -> tuple[BoxResult, BoxResult]:
         candidate = replace(candidate, limits=replace(candidate.limits, wall_s=candidate.limits.wall_s + SERVING_S))
@@ -139,9 +157,15 @@ class NativeBoxes:
         return self._hand_over(await self._choose_for(spec), spec, peer)
 
     def _hand_over(self, zygote: Zygote, spec: BoxSpec, peer: Sequence[int]) -> Running:
+        running = self._place(zygote, spec, make_descriptors(_order(spec), spec.stdin), peer)
+        running.box.submitted()
+        self._watch.add(running.job, zygote, running.box)
+        return running
+
+    def _place(self, zygote: Zygote, spec: BoxSpec, descriptors: Descriptors, peer: Sequence[int] = ()) -> Running:
         """Hand a box to its zygote; all descriptors of the other side are closed here."""
         job = next(self._jobs)
-        pipes, (payload, stdin) = make_descriptors(_order(spec), spec.stdin)
+        pipes, (payload, stdin) = descriptors
         readable, writable = zip(*pipes, strict=True)
         stdout, stderr, report = readable
         box = Box(
@@ -160,9 +184,7 @@ class NativeBoxes:
         finally:
             for descriptor in (payload, stdin, *writable):
                 os.close(descriptor)
-        box.submitted()
-        self._watch.add(job, zygote, box)
-        return Running(job, box, ending)
+        return Running(job, zygote, box, ending)
 
     async def _choose_for(self, spec: BoxSpec) -> Zygote:
         return await (self._projects.choose(spec.project) if spec.project else self._choose(spec.profile))
@@ -196,15 +218,18 @@ class NativeBoxes:
         return Configuration(profile=profile, python=self._python, uid=self._uid)
 
 
-def _order(spec: BoxSpec) -> bytes:
-    """What the box reads: everything but stdin, which is a file of its own."""
+def _order(spec: BoxSpec, *, waits: bool = False) -> bytes:
+    """What the box reads: everything but stdin, which is a file of its own. With `waits` another order follows."""
     return msgspec.json.encode(
         {name: getattr(spec, name) for name in spec.__struct_fields__ if name != "stdin"}
-        | {"limits": msgspec.structs.asdict(spec.limits)}
+        | {"limits": msgspec.structs.asdict(spec.limits), "waits": waits}
     )
 
 
-def make_descriptors(order: bytes, stdin: bytes) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+Descriptors = tuple[list[tuple[int, int]], tuple[int, int]]
+
+
+def make_descriptors(order: bytes, stdin: bytes) -> Descriptors:
     """The ways out of a box for stdout, stderr and report, and the files it reads: its order and its stdin.
 
     Of a pipe that the same user has made a box could open the other end, and take back its report; of a socket it cannot.

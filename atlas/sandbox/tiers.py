@@ -16,6 +16,7 @@ from atlas.errors import AtlasError, SandboxRefused, SandboxUnavailable
 from atlas.sandbox.boxes import Boxes
 from atlas.sandbox.contract import check_contract
 from atlas.sandbox.exec_boxes import ExecBoxes
+from atlas.sandbox.inside.kernel import MACHINES
 from atlas.sandbox.native import NativeBoxes
 from atlas.settings import SandboxSettings
 from atlas.types import Layer, Tier
@@ -24,7 +25,6 @@ log = structlog.get_logger("atlas.sandbox")
 
 MAX_SLOTS = 20
 TIERS: tuple[Tier, ...] = ("native", "bwrap", "landlock")  # the strongest first
-MACHINES = ("x86_64", "aarch64")  # whose system calls inside/kernel.py knows
 # Of the contract, what is tried at every start: a tier in which one of these fails is none.
 PROBES = frozenset(
     {

@@ -108,6 +108,7 @@ class Zygote:
                 pass_fds=(theirs.fileno(),),
                 env=ENVIRONMENT,
                 cwd="/",
+                start_new_session=True,  # a share of the processors for it and its boxes, apart from the pool's
             )
         self._socket = ours
         self._ready = loop.create_future()

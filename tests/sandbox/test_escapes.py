@@ -54,12 +54,12 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     canary: str
 
 
-def wage(identity: Identity, tier: Tier, parallel: int) -> Campaign:
-    """Run everything; those that must be alone after the others."""
+def wage(identity: Identity, tier: Tier, parallel: int, *, ahead: bool = False) -> Campaign:
+    """Run everything; those that must be alone after the others. `ahead`: in boxes that were prepared before."""
     cases = [case for case in CASES if tier not in case.not_in]
     with World(_uid(identity)) as world:
-        together = drive(world, identity, tier, parallel, [case for case in cases if not case.alone])
-        alone = drive(world, identity, tier, 1, [case for case in cases if case.alone])
+        together = drive(world, identity, tier, parallel, [case for case in cases if not case.alone], ahead=ahead)
+        alone = drive(world, identity, tier, 1, [case for case in cases if case.alone], ahead=ahead)
         return Campaign(
             tier=tier,
             outcomes={outcome.name: outcome for outcome in (*together.outcomes, *alone.outcomes)},
@@ -71,7 +71,7 @@ def wage(identity: Identity, tier: Tier, parallel: int) -> Campaign:
         )
 
 
-def drive(world: World, identity: Identity, tier: Tier, parallel: int, cases: list[Escape]) -> Outcomes:
+def drive(world: World, identity: Identity, tier: Tier, parallel: int, cases: list[Escape], *, ahead: bool = False) -> Outcomes:
     order = Order(
         tier=tier,
         uid=world.uid,
@@ -80,6 +80,7 @@ def drive(world: World, identity: Identity, tier: Tier, parallel: int, cases: li
         canary=world.canary,
         host=world.facts,
         escapes=tuple(cases),
+        ahead=ahead,
     )
     text = msgspec.json.encode(order).decode()
     if identity == "user":
@@ -97,16 +98,16 @@ def _uid(identity: Identity) -> int:
 
 
 @functools.cache
-def _waged(identity: Identity, tier: Tier, parallel: int) -> Campaign | str:
+def _waged(identity: Identity, tier: Tier, parallel: int, *, ahead: bool) -> Campaign | str:
     try:
-        return wage(identity, tier, parallel)
+        return wage(identity, tier, parallel, ahead=ahead)
     except (AssertionError, subprocess.TimeoutExpired) as error:
         return str(error)
 
 
-def waged(identity: Identity, tier: Tier, parallel: int) -> Campaign:
+def waged(identity: Identity, tier: Tier, parallel: int, *, ahead: bool = False) -> Campaign:
     """Once for all tests that look at it, whether it came to its end or not."""
-    campaign = _waged(identity, tier, parallel)
+    campaign = _waged(identity, tier, parallel, ahead=ahead)
     assert isinstance(campaign, Campaign), campaign
     return campaign
 
@@ -148,6 +149,23 @@ def test_an_attack_is_contained(name: str, identity: Identity) -> None:
 @as_everybody
 def test_host_and_pool_are_as_they_were_when_all_attacks_have_ended(identity: Identity) -> None:
     assert aftermath(waged(identity, "native", AT_A_TIME)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_S)
+@as_everybody
+@in_every_case
+def test_an_attack_in_a_box_that_was_prepared_before_is_contained(name: str, identity: Identity) -> None:
+    if BY_NAME[name].tests:
+        pytest.skip("no box for it is prepared")
+    assert verdict(BY_NAME[name], waged(identity, "native", AT_A_TIME, ahead=True)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_S)
+@as_everybody
+def test_host_and_pool_are_as_they_were_when_all_attacks_in_prepared_boxes_have_ended(identity: Identity) -> None:
+    assert aftermath(waged(identity, "native", AT_A_TIME, ahead=True)) == []
 
 
 @pytest.mark.slow

@@ -67,6 +67,25 @@ async def test_the_native_tier_is_chosen_where_it_holds() -> None:
     await choice.boxes.close()
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="only this one can pass for another")
+def test_on_a_machine_whose_system_calls_are_not_known_the_pool_refuses_and_says_so() -> None:
+    script = """
+import asyncio
+from atlas.sandbox import Sandbox
+from atlas.settings import SandboxSettings
+async def main():
+    sandbox = Sandbox(SandboxSettings())
+    await sandbox.start()
+    status = await sandbox.status()
+    print(status.tier, status.reason)
+    await sandbox.close()
+asyncio.run(main())
+"""
+    command = ["setarch", "i686", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=REPOSITORY)
+    assert done.stdout == "None code is isolated on Linux on x86_64 and aarch64 only, this is Linux on i686\n", done.stderr
+
+
 def test_bubblewrap_is_chosen_where_the_native_tier_fails() -> None:
     found = ask("mount_setattr")
     assert (found["tier"], found["said"]) == ("bwrap", "hello\n"), found

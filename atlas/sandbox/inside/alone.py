@@ -83,7 +83,7 @@ _KIND_OF_SOCKET = 0xF  # the rest of the argument are flags
 _SET_LEASE, _NOTIFY = 1024, 1026
 
 
-def instructions(machine: str = kernel.MACHINE) -> list[Instruction]:
+def instructions(machine: str) -> list[Instruction]:
     """The second filter as BPF; the first (seccomp.py) holds as well."""
     column = seccomp.COLUMNS[machine]
     rules = seccomp.refuse_all(_REFUSED, machine)
@@ -151,7 +151,7 @@ def isolate(order: dict[str, Any], kept: list[int], *, directory: Directory, is_
     box.limit(order["limits"], other_processes=others)
     if is_confined:
         seccomp.OURS.install()
-        seccomp.Filter(instructions()).install()
+        seccomp.Filter(instructions(kernel.MACHINE)).install()
 
 
 def num_tasks(uid: int) -> int:

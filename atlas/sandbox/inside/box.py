@@ -80,7 +80,7 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
     """Every layer that is not made by clone itself. The order matters: each step needs a right that the next gives up."""
     kernel.close_all_but(kept)
     limits = order["limits"]
-    os.setpgid(0, 0)  # not a session: the scheduler gives each of those an equal share, whatever the niceness of what is in it
+    os.setpgid(0, 0)  # no session: the scheduler gives each an equal share, however nice what is in it, and boxes are many
     kernel.map_ids(view.BOX_ID, setup.uid, setup.gid)
     apply_own_settings()
     view.mount_own(limits["disk_bytes"], has_proc=setup.has_proc, has_tests=bool(order["tests"]))
@@ -161,13 +161,18 @@ def begin(
             _start_fresh(setup, payload, report, peer)
         run = runners.find(order["runner"])
     except BaseException as error:  # still before the first line of untrusted code
-        failure = encode_basestring_ascii(f"{type(error).__name__}: {error}"[:300])
-        os.write(status, b'{"job":%d,"failure":%s}\n' % (job, failure.encode()))  # shorter than PIPE_BUF: whole or not at all
+        tell_failure(job, status, error)
         os._exit(FAILED_SETUP)
     kernel.close_all_but([0, 1, 2, report, *peer])
     if order["fresh"]:
         frames.write_body(report, fresh.BEGUN)
     program.perform(run, order["payload"], report, peer)
+
+
+def tell_failure(job: int, status: int, error: BaseException) -> None:
+    """What kept a box from being made."""
+    failure = encode_basestring_ascii(f"{type(error).__name__}: {error}"[:300])
+    os.write(status, b'{"job":%d,"failure":%s}\n' % (job, failure.encode()))  # shorter than PIPE_BUF: whole or not at all
 
 
 def _start_fresh(setup: Setup, payload: int, report: int, peer: list[int]) -> None:

@@ -9,6 +9,7 @@ import posix
 import sys
 
 BEGUN = b'{"begun":true}'
+WAITING, GO = b"?", b"!"  # what a box that is prepared ahead says, and is told
 
 
 def stand_in(*packages: tuple[str, str]) -> None:
@@ -31,8 +32,14 @@ def main() -> None:
     from atlas.sandbox.inside import frames, program, runners
 
     order = program.read_order(payload)
-    posix.close(payload)
     run = runners.find(order["runner"])
+    if order["waits"]:  # a box prepared ahead: what it is for comes when the pool says so
+        posix.write(report, WAITING)
+        if posix.read(report, 1) != GO:
+            return
+        order = program.read_order(payload)
+        program.put_files(order["files"])
+    posix.close(payload)
     frames.write_body(report, BEGUN)  # from here on whatever happens is the program's doing
     program.perform(run, order["payload"], report, peer)
 

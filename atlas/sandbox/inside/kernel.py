@@ -1,4 +1,4 @@
-"""Linux calls that Python 3.11 has no names for, through ctypes. x86-64 and aarch64; on anything else importing this refuses."""
+"""Linux calls that Python 3.11 has no names for, through ctypes. x86-64 and aarch64; on anything else no box is made."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ _socket, _ioctl = libc["socket"], libc["ioctl"]
 _ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_char_p]
 
 MACHINE = os.uname().machine
-if MACHINE not in ("x86_64", "aarch64"):
-    raise ImportError(f"no table of system calls for {MACHINE}; x86_64 and aarch64 have one")
-_IS_X86 = MACHINE == "x86_64"
+MACHINES = ("x86_64", "aarch64")  # whose system calls are known here and in seccomp.py
+_IS_X86 = MACHINE != "aarch64"
 
 CLONE_PIDFD = 0x1000
 CLONE_NEWNS = 0x20000
@@ -67,6 +66,16 @@ _AF_INET, _SOCK_DGRAM = 2, 2
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP_RUNNING = 1 | 64
 _RAISE_LOOPBACK = struct.pack("16sh22x", b"lo", _IFF_UP_RUNNING)  # struct ifreq
+
+
+def require_known_machine() -> None:
+    """For whoever is about to make boxes.
+
+    Raises:
+        OSError: the numbers of this machine's system calls are not known.
+    """
+    if MACHINE not in MACHINES:
+        raise OSError(f"no table of system calls for {MACHINE}; {' and '.join(MACHINES)} have one")
 
 
 def check(result: int, what: str) -> int:

@@ -45,6 +45,26 @@ def read_order(payload: int) -> dict[str, Any]:
     return order
 
 
+def put_files(files: dict[str, str]) -> None:
+    """As view.put_files, into the working directory and with what a fresh interpreter has."""
+    for name, text in files.items():
+        for end, sign in enumerate(name):
+            if sign == "/":
+                _make_directory(name[:end])
+        descriptor = posix.open(name, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o666)
+        content = memoryview(text.encode("utf-8", "surrogateescape"))
+        while content:
+            content = content[posix.write(descriptor, content) :]
+        posix.close(descriptor)
+
+
+def _make_directory(path: str) -> None:
+    try:  # noqa: SIM105 - contextlib costs five milliseconds
+        posix.mkdir(path)
+    except FileExistsError:
+        pass
+
+
 def perform(run: Runner, payload: dict[str, Any], report: int, peer: list[int]) -> NoReturn:
     """Call the runner and end as an interpreter ends. Never returns."""
     _thread.stack_size(THREAD_STACK_BYTES)

@@ -11,7 +11,7 @@ import ctypes
 import errno
 import struct
 
-from atlas.sandbox.inside.kernel import MACHINE, check, libc
+from atlas.sandbox.inside.kernel import MACHINE, MACHINES, check, libc
 
 Table = dict[str, tuple[int | None, int | None]]  # name: (x86-64, aarch64); None: does not exist there
 
@@ -94,7 +94,7 @@ _REFUSED: Table = {
     "vhangup": (153, 58),
 }
 _NEWEST = 462  # mseal, Linux 6.10; what came later is unknown to this table
-COLUMNS = {"x86_64": 0, "aarch64": 1}
+COLUMNS = {machine: column for column, machine in enumerate(MACHINES)}
 _AUDIT_ARCH = (0xC000003E, 0xC00000B7)
 _CLONE, _IOCTL, _SOCKET = (56, 220), (16, 29), (41, 198)
 _FCNTL, _SOCKETPAIR, _SETSOCKOPT = (72, 25), (53, 199), (54, 208)
@@ -158,7 +158,7 @@ def _halve(parts: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
     return [(IF_AT_LEAST, len(before), 0, parts[middle][0]), *before, *_halve(parts[middle:])]
 
 
-def instructions(machine: str = MACHINE) -> list[Instruction]:
+def instructions(machine: str) -> list[Instruction]:
     """The filter as BPF."""
     column = COLUMNS[machine]
     rules = refuse_all(_REFUSED, machine)
@@ -189,6 +189,9 @@ def packed(program: list[Instruction]) -> bytes:
     return b"".join(struct.pack("HBBI", code, yes, no, operand) for code, yes, no, operand in program)
 
 
+HERE = MACHINE if MACHINE in MACHINES else MACHINES[0]  # on another machine nothing is ever filtered, because nothing is run
+
+
 class Filter:
     """A filter that lies ready to be installed."""
 
@@ -196,11 +199,11 @@ class Filter:
         text = packed(program)
         self._buffer = ctypes.create_string_buffer(text, len(text))
         self._program = _Program(len(program), ctypes.addressof(self._buffer))
-        self._arguments = (_SECCOMP[COLUMNS[MACHINE]], _SET_MODE_FILTER, 0, ctypes.byref(self._program))
+        self._arguments = (_SECCOMP[COLUMNS[HERE]], _SET_MODE_FILTER, 0, ctypes.byref(self._program))
 
     def install(self) -> None:
         """Filter this process and all it will start; needs no_new_privs. Of several filters the strictest answer holds."""
         check(libc.syscall(*self._arguments), "seccomp")
 
 
-OURS = Filter(instructions())
+OURS = Filter(instructions(HERE))

@@ -185,6 +185,8 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     configuration = json.loads(sys.argv[2])
     try:
+        if configuration["tier"] != "none":
+            kernel.require_known_machine()
         zygote.restore_signals()
         leftovers.adopt_orphans()
         with contextlib.suppress(OSError):

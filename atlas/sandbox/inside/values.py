@@ -23,6 +23,7 @@ DEPTH_LIMIT = 60
 SIZE_LIMIT_BYTES = 4 * 1024 * 1024
 _SMALL_INT = 1 << 63
 _ELEMENT_BYTES = 2  # least a value takes
+_CONTAINER_BYTES = 8  # and least a container takes besides: the pool reads a bounded number of them (supervision.py)
 _UNKNOWN_TEXT = 60
 
 Encoded = Any  # JSON
@@ -108,6 +109,7 @@ class _Encoder:
         kind = type(value)
         if depth >= DEPTH_LIMIT:
             raise NotPlain(f"a value nested deeper than {DEPTH_LIMIT}")
+        self._take(_CONTAINER_BYTES)
         if kind is list:
             return self._sequence(value, depth)
         if kind in _SEQUENCES:

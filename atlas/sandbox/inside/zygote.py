@@ -119,8 +119,13 @@ class Zygote:
         """The box's first process, and a descriptor of it. Does not return in that process."""
         pid, pidfd = kernel.clone(BOX_NAMESPACES)
         if pid == 0:
-            enter = box.keep if has_keeper else box.begin
-            enter(self._setup, job, descriptors, self._status_for_boxes)
+            try:
+                enter = box.keep if has_keeper else box.begin
+                enter(self._setup, job, descriptors, self._status_for_boxes)
+            except BaseException as error:  # nothing may return into the server's loop
+                box.tell_failure(job, self._status_for_boxes, error)
+            finally:
+                os._exit(box.FAILED_SETUP)
         return pid, pidfd
 
     def _find(self, job: int) -> Running | None:
@@ -162,6 +167,7 @@ def main() -> None:
     configuration = json.loads(sys.argv[2])
     is_root = os.getuid() == 0 and is_mapped(configuration["uid"])
     try:
+        kernel.require_known_machine()
         _enter_namespaces(is_root)
         warm = os.fork()  # pid 1 of the new namespace
     except OSError as error:

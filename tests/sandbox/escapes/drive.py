@@ -22,7 +22,7 @@ import msgspec
 
 from atlas.errors import AtlasError
 from atlas.log import configure_logging
-from atlas.sandbox.boxes import Boxes, BoxResult, BoxSpec
+from atlas.sandbox.boxes import BoxResult, BoxSpec
 from atlas.sandbox.native import NativeBoxes
 from atlas.sandbox.tiers import make
 from atlas.settings import SandboxSettings
@@ -42,6 +42,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         canary: a secret of this process; it is in its environment and its memory.
         host: what attacks may know about the host.
+        ahead: in fresh interpreters, in boxes that were prepared before the attack was known.
     """
 
     tier: Tier
@@ -51,6 +52,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     canary: str
     host: dict[str, Any]
     escapes: tuple[Escape, ...]
+    ahead: bool = False
 
 
 class Outcomes(msgspec.Struct, kw_only=True):
@@ -72,7 +74,7 @@ async def start(order: Order) -> NativeBoxes:
 class Driver:
     """One pool and what it has been asked to run."""
 
-    def __init__(self, order: Order, boxes: Boxes) -> None:
+    def __init__(self, order: Order, boxes: NativeBoxes) -> None:
         self._order = order
         self._boxes = boxes
         self._slots = asyncio.Semaphore(order.parallel)
@@ -85,6 +87,7 @@ class Driver:
         watching = asyncio.create_task(self._watch_lag())
         outcomes = await asyncio.gather(*map(self._run_one, self._order.escapes))
         watching.cancel()
+        await self._boxes.rest()
         left = await settle(self._order.uid, processes)
         return Outcomes(
             outcomes=outcomes,
@@ -107,6 +110,7 @@ class Driver:
             except AtlasError as error:
                 outcome.failure = f"{type(error).__name__}: {error.message}"
             if self._order.parallel == 1:
+                await self._boxes.rest()
                 outcome.left = await settle(self._order.uid, processes)
                 outcome.descriptors = count_descriptors() - descriptors
                 outcome.lag_s = self._lag_s
@@ -137,6 +141,9 @@ class Driver:
             fresh=escape.fresh,
             has_keeper=escape.has_keeper,
         )
+        if self._order.ahead and not escape.tests:
+            spec = msgspec.structs.replace(spec, fresh=True)
+            await self._boxes.run(msgspec.structs.replace(spec, files={"main.py": ""}, limits=_patient(spec.limits)))
         return seen(await self._boxes.run(spec))
 
     async def _hello(self) -> str:
@@ -149,6 +156,11 @@ class Driver:
             began_s = time.monotonic()
             await asyncio.sleep(LAG_EVERY_S)
             self._lag_s = max(self._lag_s, time.monotonic() - began_s - LAG_EVERY_S)
+
+
+def _patient(limits: RunLimits) -> RunLimits:
+    """With time to end by itself, which is all that a box prepared for the same limits may differ in."""
+    return msgspec.structs.replace(limits, wall_s=DEFAULT_WALL_S)
 
 
 def seen(result: BoxResult) -> Seen:

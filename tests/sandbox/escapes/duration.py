@@ -4,7 +4,7 @@ from tests.sandbox.escapes.escape import maker
 
 case = maker("resources")
 
-SHORT = {"wall_s": 1.0}
+SHORT = {"wall_s": 2.0}
 WALL = ("wall",)
 
 CASES = [

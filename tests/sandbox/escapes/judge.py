@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from tests.sandbox.escapes.escape import Escape, Outcome, Seen
 
 HELLO = "exit hello 42"
-MAX_LAG_S = 0.5
-LATE_S = 3.0  # beyond its limit of time, on a machine with twenty times as much to do as it has processors
+MAX_LAG_S = 1.5  # beside other work; what an attack cost before it was bounded was up to four
+LATE_S = 6.0  # beyond its limit of time, on a machine with twenty times as much to do as it has processors
 
 
 def faults(escape: Escape, outcome: Outcome, canary: str, *, is_bare: bool = False) -> list[str]:
