@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
 import subprocess
@@ -343,20 +342,29 @@ def show(title: str, part: dict[str, Any]) -> None:
     print(f"  atlas is {ratios}", flush=True)
 
 
-async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+async def measure(arguments: argparse.Namespace) -> None:
     report: dict[str, Any] = {"arguments": vars(arguments), "sampling": SAMPLING, "cores": os.cpu_count()}
-    report["load_before"] = os.getloadavg()[0]
+    report["load"] = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "a" in arguments.parts:
             report["a"] = await part_a(arguments, folder, name="a")
             show("(a) nano at its own speed", report["a"])
+            keep(report, arguments)
         if "slow" in arguments.parts:
             report["slow"] = await part_a(arguments, folder, name="slow", step_ms=arguments.step_ms)
             show(f"(a, slow) every step {arguments.step_ms:g} ms", report["slow"])
+            keep(report, arguments)
         if "b" in arguments.parts:
             report["b"] = await part_b(arguments, folder)
-    return report | {"load_after": os.getloadavg()[0]}
+            keep(report, arguments)
+
+
+def keep(report: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Written after each part: an hour's work is not to be lost in the last one."""
+    report["load"].append(os.getloadavg()[0])
+    if not arguments.quick:
+        write("solve", report)
 
 
 def main() -> None:
@@ -371,11 +379,7 @@ def main() -> None:
         arguments.tasks, arguments.seeds = 6, 1
     preload()
     configure_logging("error")
-    report = asyncio.run(measure(arguments))
-    if arguments.quick:
-        print(json.dumps(report, indent=1))
-    else:
-        write("solve", report)
+    asyncio.run(measure(arguments))
 
 
 if __name__ == "__main__":

@@ -55,20 +55,16 @@ def figures_of(settings: BenchSettings, records: Sequence[Record]) -> list[Figur
 
 
 def compare_records(first: Sequence[Record], second: Sequence[Record]) -> Difference:
-    """What the second solved beside the first: the same tasks, and of each the seeds that both have.
+    """What the second solved beside the first, on the tasks that both have; of each, all its seeds, as greedy has but one.
 
     Raises:
         OperatorError: there is no task that both have solved without a failure of ours.
     """
-    left, right = _by_task_and_seed(first), _by_task_and_seed(second)
-    shared = [(task, sorted(left[task].keys() & right[task].keys())) for task in left if task in right]
-    pairs = [(task, seeds) for task, seeds in shared if seeds]
-    if not pairs:
-        raise OperatorError("the two have no task and seed in common; compare benches of the same suite and seeds")
-    return paired(
-        [[left[task][seed] for seed in seeds] for task, seeds in pairs],
-        [[right[task][seed] for seed in seeds] for task, seeds in pairs],
-    )
+    left, right = _by_task(first), _by_task(second)
+    shared = [task for task in left if task in right]
+    if not shared:
+        raise OperatorError("the two have no task in common; compare benches of the same suite")
+    return paired([left[task] for task in shared], [right[task] for task in shared])
 
 
 def _figures(method: Method, records: Sequence[Record]) -> Figures:
@@ -107,11 +103,12 @@ def _oracle(by_task: Sequence[Sequence[Record]]) -> dict[int, Estimate]:
     return {k: mean_over_tasks([pass_at_k(len(samples), sum(samples), k) for samples in known]) for k in ks}
 
 
-def _by_task_and_seed(records: Sequence[Record]) -> dict[str, dict[int, float]]:
-    found: dict[str, dict[int, float]] = {}
-    for record in records:
+def _by_task(records: Sequence[Record]) -> dict[str, list[float]]:
+    """Whether it was right, of each task, in the order of seeds."""
+    found: dict[str, list[float]] = {}
+    for record in sorted(records, key=lambda record: record.cell.seed):
         if record.failure is None:
-            found.setdefault(record.cell.task, {})[record.cell.seed] = float(record.passed)
+            found.setdefault(record.cell.task, []).append(float(record.passed))
     return found
 
 
