@@ -197,6 +197,13 @@ def test_an_error_is_the_same_at_the_other_end(message: str, retry_after_s: floa
         assert (error.message, error.param, error.retry_after_s) == (message, "n", retry_after_s)
 
 
+def test_an_error_of_a_room_that_shares_a_code_is_not_taken_for_one_of_all() -> None:
+    class OfARoom(Disconnected):
+        """A leaf elsewhere, under the same code."""
+
+    assert type(error_of(failed(1, OfARoom("gone")))) is Disconnected
+
+
 def test_an_error_that_this_version_does_not_know_is_a_passing_one_of_ours() -> None:
     assert isinstance(error_of(Failed(id=1, code="from_the_future", message="?")), Unavailable)
     assert len({new_key() for _ in range(100)}) == 100
