@@ -192,7 +192,7 @@ class Unavailable(AtlasError):
 class Disconnected(Unavailable):
     """A worker and its server have lost each other; the worker goes on trying."""
 
-    code = "disconnected"
+    code = "worker_disconnected"
 
 
 class EngineOverloaded(Unavailable):

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.errors import BudgetExhausted, ContextLengthExceeded, Disconnected, EngineFailed, Unavailable
@@ -188,12 +188,20 @@ async def test_a_length_beyond_the_limit_is_refused_before_anything_is_read() ->
             await asyncio.wait_for(server.read(), 20)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=50), st.floats(min_value=0, max_value=1e6) | st.none())
 def test_an_error_is_the_same_at_the_other_end(message: str, retry_after_s: float | None) -> None:
     for kind in (ContextLengthExceeded, BudgetExhausted, Disconnected, EngineFailed):
         error = error_of(failed(7, kind(message, param="n", retry_after_s=retry_after_s)))
         assert type(error) is kind
         assert (error.message, error.param, error.retry_after_s) == (message, "n", retry_after_s)
+
+
+def test_an_error_of_a_room_that_shares_a_code_is_not_taken_for_one_of_all() -> None:
+    class OfARoom(Disconnected):
+        """A leaf elsewhere, under the same code."""
+
+    assert type(error_of(failed(1, OfARoom("gone")))) is Disconnected
 
 
 def test_an_error_that_this_version_does_not_know_is_a_passing_one_of_ours() -> None:
