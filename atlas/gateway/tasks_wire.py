@@ -26,7 +26,8 @@ class TaskReply(Wire):
     """A task as the journal has it, without its texts.
 
     Attributes:
-        outcome: done (read the result's verdict), failed (by our fault), cancelled, dead (given up), expired; null while open.
+        outcome: done (read the result's verdict), failed (it cannot be right, or no budget is left), cancelled, dead (it
+            failed through us), expired; null while open.
         num_deliveries: how often it was handed to a worker.
         sandbox_s: of its tests, once it is closed.
     """

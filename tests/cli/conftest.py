@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,12 @@ import pytest
 from tests.ledgers import server_environ
 
 START_TIMEOUT_S = 90.0  # a busy machine of two processors takes 30
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell that starts tests in the background has them ignore SIGINT; a program that is begun so never hears of one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> float:

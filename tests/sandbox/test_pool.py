@@ -52,7 +52,8 @@ async def test_runs_beyond_the_slots_wait_their_turn(sandbox: Sandbox) -> None:
     await sandbox.run(HELLO)  # the tier is chosen
     executions = await asyncio.gather(*(sandbox.run(SLOW) for _ in range(4)))
     assert all(execution.outcome == "completed" for execution in executions)
-    assert sorted(execution.queue_s >= 0.7 for execution in executions) == [False, False, True, True]
+    waited_half_a_run = sorted(execution.queue_s > 0.35 for execution in executions)
+    assert waited_half_a_run == [False, False, True, True]
 
 
 async def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
@@ -19,6 +20,16 @@ from tests.store.live.conftest import NOTHING, WINDOW_S, Opener, Server
 
 ids = itertools.count()
 NONE = Limits()
+PATIENCE_S = 30.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience() -> Iterator[None]:
+    """What is counted is asked here, not how long Redis may take to answer: on a busy machine that can be a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("atlas.store.live.TIMEOUT_S", PATIENCE_S)
+        patch.setattr("atlas.store.live_trust.WAIT_S", PATIENCE_S)
+        yield
 
 
 def ask(user: Limits = NONE, key: Limits = NONE, *, tokens: int = 10, cost: int = 0, **fields: Any) -> Ask:
