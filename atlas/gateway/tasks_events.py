@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import msgspec
 from litestar import Response, get
@@ -21,7 +22,7 @@ from atlas.gateway.tasks_wire import TaskClosedEvent, TaskReply, to_task
 from atlas.store import LAST_NUMBER, TaskClosed, TaskEvent
 
 EVENTS = ResponseSpec(
-    str, generate_examples=False, description="Server-sent events; the last one is `task.closed`", media_type="text/event-stream"
+    Any, generate_examples=False, description="Server-sent events; the last one is `task.closed`", media_type="text/event-stream"
 )
 NOTHING_MORE = ResponseSpec(None, generate_examples=False, description="The last event was the last one there is")
 

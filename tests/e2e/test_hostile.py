@@ -22,7 +22,7 @@ HEADERS = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def server(serve: Callable[..., Running]) -> Running:
-    return serve(ggufs.tiny_random())
+    return serve(ggufs.tiny_random(), ATLAS_TASKS_K="1", ATLAS_TASKS_MAX_ATTEMPTS="1")  # its tasks take long and come to nothing
 
 
 def test_every_malformed_request_is_a_4xx_with_a_json_error(server: Running) -> None:
