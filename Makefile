@@ -52,9 +52,9 @@ $(VENV)/.system: | $(VENV)/.installed
 	else echo "no root or sudo: tests with $(SYSTEM_PACKAGES) run only where these are installed" >&2; fi
 	touch $@
 
-# Tests wait more than they compute: four processes, each with whole files, take half the time of one on two processors.
+# Tests wait more than they compute: three processes, each with whole files, keep two processors busy.
 test: install system static  ## everything that needs no GPU
-	$(PY) -m pytest -q -n 4 --dist loadfile
+	$(PY) -m pytest -q -n 3 --dist loadfile
 
 test-slow: install system  ## minutes-long tests: soak, retraining checks, editors and agents
 	$(PY) -m pytest -q -m slow
