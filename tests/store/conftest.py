@@ -10,7 +10,7 @@ from atlas.settings import LedgerSettings
 from atlas.store import DataDirectory, Journal, Store, open_store
 from atlas.types import User
 from tests.ledgers import SERVER_URL, Cluster, fresh_database, postgres_binaries
-from tests.store.journals import PAIRS, Journals, Place, Servers, running
+from tests.store.journals import PAIRS, PATIENCE_S, Journals, Place, Servers, running
 
 PASSWORD = "correct horse battery staple"
 SOURCE = "192.0.2.7"
@@ -121,7 +121,10 @@ def place(request: pytest.FixtureRequest, directory: DataDirectory, redis_server
 
 
 @pytest.fixture
-async def journals(place: Place) -> AsyncIterator[Journals]:
+async def journals(place: Place, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Journals]:
+    """Redis may take its time here, as it does on a busy machine; own_journals is for what happens then."""
+    monkeypatch.setattr("atlas.store.journal.TIMEOUT_S", PATIENCE_S)
+    monkeypatch.setattr("atlas.store.live_trust.WAIT_S", PATIENCE_S)
     journals = Journals(place)
     yield journals
     await journals.close()
