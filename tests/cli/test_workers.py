@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -139,6 +140,7 @@ def test_a_server_that_is_stopped_leaves_its_tasks_for_the_next_one(tmp_path: Pa
         with httpx.Client(base_url=first.url, headers={"x-api-key": first.key}, timeout=20) as http:
             task_id = http.post("/v1/tasks", json=BODY).raise_for_status().json()["id"]
             wait_for(lambda: http.get(f"/v1/tasks/{task_id}").json()["state"] == "running")
+            wait_for(lambda: re.search(r"^atlas_requests_running.* [1-9]", http.get("/metrics").text, re.MULTILINE) is not None)
         first.process.terminate()
         assert first.process.wait(30) == 0
     finally:
