@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from atlas.errors import BadRequest
-from atlas.sandbox.inside.view import ENVIRONMENT, SYSTEM, interpreter_paths
+from atlas.sandbox.inside.view import ENVIRONMENT, SYSTEM, covered_by_box, interpreter_paths
 
 Mode = Literal["script", "module", "command"]
 
@@ -18,7 +18,6 @@ PYTHON = re.compile(r"python(\d(\.\d+)?)?$")
 REFUSED = ("PATH", "HOME", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONNOUSERSITE")  # they decide which code runs, and where
 REFUSED_STARTS = ("LD_", "GLIBC_")
 VENVS = (".venv", "venv")
-COVERED = ("/tmp/", "/dev/shm/")  # noqa: S108 - of the host, which no box sees
 TAKEN = ("/", "/box", "/dev", "/proc", "/run", "/sys", "/etc", "/tmp", *SYSTEM)  # noqa: S108
 
 
@@ -102,7 +101,7 @@ def find_interpreter(given: str, directory: Path) -> Interpreter:
             f"python = {given!r}: {path} is not a program; name an interpreter or a venv's directory", param="python"
         )
     places = interpreter_paths(str(path))
-    covered = [place for place in places if place.startswith(COVERED) and not Path(place).is_relative_to(directory)]
+    covered = [place for place in covered_by_box(places) if not Path(place).is_relative_to(directory)]
     if covered:
         message = f"{covered[0]}: tests have a {covered[0][:4]} of their own, so their interpreter must lie elsewhere"
         raise BadRequest(message, param="python")

@@ -17,6 +17,7 @@ from atlas.sandbox.boxes import Boxes
 from atlas.sandbox.contract import check_contract
 from atlas.sandbox.exec_boxes import ExecBoxes
 from atlas.sandbox.inside.kernel import MACHINES
+from atlas.sandbox.inside.view import covered_by_box, interpreter_paths
 from atlas.sandbox.native import NativeBoxes
 from atlas.settings import SandboxSettings
 from atlas.types import Layer, Tier
@@ -65,6 +66,8 @@ async def choose(settings: SandboxSettings, *, is_unsafe: bool = False) -> Choic
     try:
         python = interpreter(settings.python)
         _check_machine()
+        if not is_unsafe:
+            _check_place(python)
     except SandboxRefused as error:
         return Choice(boxes=None, tier=None, reason=error.message)
     failures: dict[str, str] = {}
@@ -151,6 +154,14 @@ def _check_machine() -> None:
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         machine = f"{platform.system()} on {platform.machine()}"
         raise SandboxRefused(f"code is isolated on Linux on {' and '.join(MACHINES)} only, this is {machine}")
+
+
+def _check_place(python: str) -> None:
+    if covered := covered_by_box(interpreter_paths(python)):
+        raise SandboxRefused(
+            f"{covered[0]}: boxes have a {covered[0][:4]} of their own, so the interpreter they run must lie elsewhere; "
+            "install ATLAS in another directory, or name an interpreter with sandbox.python"
+        )
 
 
 def num_slots(wanted: int) -> int:

@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,15 @@ async def test_a_wrong_interpreter_is_a_refusal_with_a_reason(tmp_path: Path) ->
     choice = await choose(SandboxSettings(python=str(tmp_path / "python9")))
     assert (choice.tier, choice.boxes) == (None, None)
     assert "python9 is not a program" in choice.reason
+
+
+async def test_an_interpreter_that_no_box_could_see_is_refused_with_the_way_out() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        await asyncio.to_thread(venv.create, folder, symlinks=True)
+        choice = await choose(SandboxSettings(python=folder))
+    assert choice.boxes is None
+    assert choice.reason.startswith(f"{folder}: boxes have a /dev of their own")
+    assert "sandbox.python" in choice.reason
 
 
 async def test_a_bubblewrap_that_fails_says_why() -> None:

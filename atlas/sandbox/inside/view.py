@@ -192,6 +192,14 @@ def put_files(directory: str, files: dict[str, str]) -> None:
         os.close(descriptor)
 
 
+COVERED = ("/tmp/", "/dev/shm/")  # of the host, which no box sees
+
+
+def covered_by_box(places: list[str]) -> list[str]:
+    """Those that a box could not see, for it has directories of its own there."""
+    return [place for place in places if place.startswith(COVERED)]
+
+
 def interpreter_paths(python: str) -> list[str]:
     """Where an interpreter and its packages lie: virtual environments and links on the way, and at its end the installation.
 
