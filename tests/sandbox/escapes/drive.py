@@ -78,7 +78,7 @@ class Driver:
         self._order = order
         self._boxes = boxes
         self._slots = asyncio.Semaphore(order.parallel)
-        self._lag_s = 0.0
+        self._lag_s = self._busy_s = 0.0
 
     async def run_all(self) -> Outcomes:
         for hello in [self._hello() for _ in range(self._order.parallel)]:
@@ -102,6 +102,7 @@ class Driver:
             outcome = Outcome(name=escape.name)
             processes, descriptors = processes_of(self._order.uid), count_descriptors()
             lag_s, self._lag_s = self._lag_s, 0.0
+            self._busy_s = 0.0
             try:
                 await self._attack(escape, outcome)
                 began_s = time.monotonic()
@@ -113,7 +114,7 @@ class Driver:
                 await self._boxes.rest()
                 outcome.left = await settle(self._order.uid, processes)
                 outcome.descriptors = count_descriptors() - descriptors
-                outcome.lag_s = self._lag_s
+                outcome.lag_s, outcome.busy_s = self._lag_s, self._busy_s
             self._lag_s = max(lag_s, self._lag_s)
             return outcome
 
@@ -151,10 +152,11 @@ class Driver:
         return f"{result.ending} {result.stdout.decode().strip()}"
 
     async def _watch_lag(self) -> None:
-        """How late the pool's loop gets: what one attack costs all others."""
+        """How late the pool's loop gets, and how long it computes at a time: what one attack costs all others."""
         while True:
-            began_s = time.monotonic()
+            began_s, used_s = time.monotonic(), time.thread_time()
             await asyncio.sleep(LAG_EVERY_S)
+            self._busy_s = max(self._busy_s, time.thread_time() - used_s)
             self._lag_s = max(self._lag_s, time.monotonic() - began_s - LAG_EVERY_S)
 
 

@@ -160,6 +160,7 @@ class Outcome(msgspec.Struct, kw_only=True):
         left: processes of boxes that are there and were not before; counted only when attacks run one by one.
         descriptors: of the pool, more than before; likewise.
         lag_s: the longest that the pool's loop was late; likewise.
+        busy_s: the longest that it computed without looking up, in processor time; likewise.
     """
 
     name: str
@@ -173,3 +174,4 @@ class Outcome(msgspec.Struct, kw_only=True):
     left: list[str] = []
     descriptors: int = 0
     lag_s: float = 0.0
+    busy_s: float = 0.0

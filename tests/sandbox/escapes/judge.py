@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from tests.sandbox.escapes.escape import Escape, Outcome, Seen
 
 HELLO = "exit hello 42"
+MAX_BUSY_S = 0.5  # of processor time, whatever else the machine does
 MAX_LAG_S = 1.5  # beside other work; what an attack cost before it was bounded was up to four
 LATE_S = 6.0  # beyond its limit of time, on a machine with twenty times as much to do as it has processors
 
@@ -47,6 +48,8 @@ def _pool_faults(escape: Escape, outcome: Outcome) -> Iterator[str]:
         yield f"while it ran the host could not: {outcome.meanwhile}"
     if escape.alone and outcome.lag_s > MAX_LAG_S:
         yield f"it held the pool up for {outcome.lag_s:.1f} s"
+    if escape.alone and outcome.busy_s > MAX_BUSY_S:
+        yield f"it kept the pool busy for {outcome.busy_s:.1f} s"
     if outcome.left:
         yield f"left behind: {outcome.left}"
     if outcome.descriptors:
