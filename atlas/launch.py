@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import os
 import signal
@@ -94,6 +96,19 @@ def read_launch(argv: Sequence[str]) -> Launch:
     """What the parent wrote; to be called once."""
     with os.fdopen(int(argv[-1]), "rb") as file:
         return msgspec.json.decode(file.read(), type=Launch)
+
+
+async def end_process(process: asyncio.subprocess.Process, *, timeout_s: float) -> bool:
+    """Have a child end in order, or kill it after `timeout_s`; whether it had to be killed."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await process.wait()
+    if is_deaf := process.returncode is None:
+        process.kill()
+        await process.wait()
+    return is_deaf
 
 
 def die_with(parent_pid: int) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
 import time
 from collections import deque
 
 import structlog
 
 from atlas.errors import OperatorError
+from atlas.launch import end_process
 from atlas.store import PrivateRedis
 
 log = structlog.get_logger("atlas.keeper")
@@ -120,14 +119,7 @@ class RedisKeeper:
         process = self._process
         if process is None:
             return
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(EXIT_TIMEOUT_S):
-                    await process.wait()
-        if process.returncode is None:
+        if await end_process(process, timeout_s=EXIT_TIMEOUT_S):
             log.warning("redis.killed", reason="did not stop in time")
-            process.kill()
-            await process.wait()
         if self._reading is not None:
             await asyncio.gather(self._reading, return_exceptions=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
 
 import msgspec
 import structlog
 
+from atlas.launch import end_process
 from atlas.ralph.process import WorkerOptions
 
 log = structlog.get_logger("atlas.workers")
@@ -58,20 +58,9 @@ class Workforce:
             await asyncio.wait((ending, order), return_when=asyncio.FIRST_COMPLETED)
         finally:
             order.cancel()
-            await _end(process)
+            await end_process(process, timeout_s=STOP_S)
         return await ending
 
     def _command(self) -> list[str]:
         safely = ["-P"] if sys.flags.safe_path else []
         return [sys.executable, *safely, "-m", "atlas.ralph", msgspec.json.encode(self._options).decode()]
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_S):
-                await process.wait()
-    if process.returncode is None:
-        process.kill()
-        await process.wait()
