@@ -18,7 +18,6 @@ from atlas.settings import ServerSettings
 
 DRAIN_MARGIN_S = 1.0  # beyond the gateway's own cut of open streams
 TAKE_OVER = "atlas.take_over"
-STREAM_BYTES = 1 << 18
 GATHERED_BYTES = 64 * 1024  # as much as a transport takes before it asks to wait
 
 
@@ -73,14 +72,14 @@ class HTTPProtocol(HttpToolsProtocol):
             extensions = cast("dict[str, Any]", self.scope).setdefault("extensions", {})
             extensions[TAKE_OVER] = self.take_over
 
-    def take_over(self, head: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    def take_over(self, head: bytes, *, limit_bytes: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """The connection, after `head` has been sent on it; to HTTP it is as if the client had gone."""
         self._unset_keepalive_if_required()
         self.connections.discard(self)
         self.cycle.disconnected = True
         self.cycle.message_event.set()
         transport = cast("Gathering", self.transport).release()
-        reader = asyncio.StreamReader(limit=STREAM_BYTES)
+        reader = asyncio.StreamReader(limit=limit_bytes)
         protocol = asyncio.StreamReaderProtocol(reader)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)

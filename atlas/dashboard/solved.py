@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from atlas.ralph import candidate_name
 from atlas.types import Attempt, Candidate, CandidateRef, CandidateState, CaseResult, Execution, Run
 
 SHOWN_CANDIDATES = 12  # of an attempt; the others are counted
@@ -107,10 +108,6 @@ def difference(before: str, after: str) -> Iterator[Line]:
             yield Line({"+": "add", "-": "del", "@": "hunk"}.get(line[:1], "same"), line)
 
 
-def name_of(ref: CandidateRef) -> str:
-    return f"{ref.attempt}.{ref.index + 1}"
-
-
 def _attempt(attempt: Attempt, winner: CandidateRef | None, best: Candidate | None, source: Candidate | None) -> ShownAttempt:
     order = sorted(attempt.candidates, key=lambda one: (one is not best, one.ref.index))
     shown = order[:SHOWN_CANDIDATES]
@@ -124,8 +121,8 @@ def _attempt(attempt: Attempt, winner: CandidateRef | None, best: Candidate | No
         num_tokens=attempt.num_tokens,
         candidates=tuple(_candidate(one, winner, is_open=one is best) for one in shown),
         num_more=len(order) - len(shown),
-        against=name_of(source.ref) if is_compared and source else "",
-        to=name_of(best.ref) if best else "",
+        against=candidate_name(source.ref) if is_compared and source else "",
+        to=candidate_name(best.ref) if best else "",
         diff=tuple(difference(source.code, best.code)) if is_compared and source and best else (),
     )
 
@@ -134,7 +131,7 @@ def _candidate(one: Candidate, winner: CandidateRef | None, *, is_open: bool) ->
     execution = one.execution
     cases = sorted(execution.cases, key=lambda case: case.outcome == "passed") if execution else []
     return ShownCandidate(
-        name=name_of(one.ref),
+        name=candidate_name(one.ref),
         state=one.state.replace("_", " "),
         mood=MOODS[one.state],
         is_winner=one.ref == winner,
@@ -151,7 +148,7 @@ def _candidate(one: Candidate, winner: CandidateRef | None, *, is_open: bool) ->
 
 def _words(one: Candidate) -> str:
     if one.duplicate_of is not None:
-        return f"The same program as {name_of(one.duplicate_of)}, which was tested."
+        return f"The same program as {candidate_name(one.duplicate_of)}, which was tested."
     if one.state == "cancelled":
         return "Ended because another candidate had passed; this says nothing about it."
     if one.state == "no_code":
@@ -173,7 +170,7 @@ def _bar(attempt: Attempt, one: Candidate, whole_s: float) -> Bar:
     ended_s = max(one.ended_s, attempt.started_s)
     tested_s = one.tested_s if one.tested_s is not None else ended_s
     return Bar(
-        name=name_of(one.ref),
+        name=candidate_name(one.ref),
         mood=MOODS[one.state],
         state=one.state.replace("_", " "),
         left=at(attempt.started_s),

@@ -16,10 +16,10 @@ from atlas.dashboard.forms import Form, read_form
 from atlas.dashboard.people import Names, names_of
 from atlas.dashboard.solved import shown_attempts, time_line
 from atlas.dashboard.status import show
-from atlas.dashboard.tasks_reading import KIND, Whole, find_task, is_own, journal_of, list_tasks, read_whole
+from atlas.dashboard.tasks_reading import Whole, find_task, is_own, journal_of, list_tasks, read_whole
 from atlas.dashboard.view import HEADERS, HTTPRequest, View, fragment, redirect, view_of
 from atlas.errors import AtlasError, Conflict
-from atlas.ralph import Correction, issue_receipt, signing_key
+from atlas.ralph import SOLVE, Correction, issue_receipt, signing_key
 from atlas.store import Change, Outcome, Task, TaskFilter, TaskState, TaskStats
 
 STATES: tuple[TaskState, ...] = get_args(TaskState)
@@ -65,10 +65,10 @@ async def list_panels(view: View) -> dict[str, Markup]:
         owner=view.only_owner or filters.user or None,
         state=next((state for state in STATES if state == filters.state), None),
         outcome=next((outcome for outcome in OUTCOMES if outcome == filters.outcome), None),
-        kind=KIND,
+        kind=SOLVE,
     )
     listed = await list_tasks(view, wanted, cursor)
-    stats: TaskStats = await view.deps.journal.stats(owner=view.only_owner, kind=KIND)
+    stats: TaskStats = await view.deps.journal.stats(owner=view.only_owner, kind=SOLVE)
     names = await asyncio.to_thread(names_of, view.deps.store, view.only_owner)
     return {
         "queue": fragment(view, "parts/task_queue.html", stats=stats),

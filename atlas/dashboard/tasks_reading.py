@@ -10,11 +10,10 @@ import msgspec
 
 from atlas.dashboard.view import View
 from atlas.errors import AtlasError, NotFound, Unavailable
-from atlas.ralph import Correction, TaskResult, told
+from atlas.ralph import SOLVE, Correction, TaskResult, read_correction, read_event, read_request, read_run, told
 from atlas.store import Journal, Task, TaskEvent, TaskFilter, TaskPage
 from atlas.types import Attempt, AttemptEnded, Event, Request, Run, Verdict
 
-KIND = "solve"
 PAGE_ROWS = 50
 TITLE_CHARS = 90
 LOOK_S = 0.25  # how long is waited for further events of a task that runs; those there are come at once
@@ -64,9 +63,6 @@ class _Asked(msgspec.Struct):
 
 class _Brought(msgspec.Struct):
     verdict: Verdict
-
-
-_event: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
 def journal_of(view: View) -> Journal:
@@ -120,7 +116,7 @@ async def find_task(view: View, task_id: str) -> Task:
         task = await journal_of(view).get(task_id, owner=view.only_owner)
     except NotFound:
         task = None
-    if task is None or task.kind != KIND:
+    if task is None or task.kind != SOLVE:
         raise NotFound(f"there is no task {task_id[:64]!r}, or it is not yours")
     return task
 
@@ -128,15 +124,14 @@ async def find_task(view: View, task_id: str) -> Task:
 async def read_whole(view: View, task: Task) -> Whole:
     """A task of one's own."""
     journal = journal_of(view)
-    body = await journal.result(task.id) if task.is_closed else b""
-    run = msgspec.json.decode(body, type=Run) if body else None
+    run = read_run(await journal.result(task.id)) if task.is_closed else None
     accepted = await journal.accepted(task.id) if task.accepted_at is not None else b""
     return Whole(
         task=task,
-        request=msgspec.json.decode(await journal.request(task.id), type=Request),
+        request=read_request(await journal.request(task.id)),
         run=run,
         result=TaskResult.of(run) if run else None,
-        accepted=msgspec.json.decode(accepted, type=Correction) if accepted else None,
+        accepted=read_correction(accepted),
         progress=await read_progress(journal, task) if run is None else Progress(),
     )
 
@@ -149,7 +144,7 @@ async def read_progress(journal: Journal, task: Task) -> Progress:
         async with asyncio.timeout(LOOK_S):
             async for event in journal.events(task.id):
                 if isinstance(event, TaskEvent):
-                    found.append(_event.decode(event.body))  # noqa: PERF401 - what there is must survive the timeout
+                    found.append(read_event(event.body))  # noqa: PERF401 - what there is must survive the timeout
     except TimeoutError:
         pass
     except AtlasError as error:

@@ -20,11 +20,11 @@ from atlas.gateway.exchange import Exchange, asked_priority
 from atlas.gateway.limit_headers import RawHeader
 from atlas.gateway.meter import PRIORITIES
 from atlas.gateway.models import ATLAS
-from atlas.gateway.submissions import fixed_route, read_event
+from atlas.gateway.submissions import fixed_route
 from atlas.gateway.tariff import count_prompt
 from atlas.gateway.tasks_desk import journal_of, run_of, submit
 from atlas.gateway.wire import AtlasObject
-from atlas.ralph import Proof, TaskResult, is_coding_task, request_of, told
+from atlas.ralph import Proof, TaskResult, is_coding_task, read_event, request_of, told
 from atlas.store import Task, TaskClosed, TaskEvent
 from atlas.types import Delta, Generation, Prompt, Request, RequestState, Run
 

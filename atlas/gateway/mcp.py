@@ -17,7 +17,7 @@ from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.openapi import replies
 from atlas.gateway.sandbox import STATUSES, run
 from atlas.gateway.sse import on_disconnect
-from atlas.gateway.tasks_desk import asked_priority, followed, journal_of, read_request, run_of, submit
+from atlas.gateway.tasks_desk import checked_request, followed, journal_of, run_of, submit, task_priority
 from atlas.mcp import VERSIONS, McpMessage, McpReply, McpServer
 from atlas.ralph import Solved, TaskRequest, TaskResult, solve_tool, solved
 from atlas.sandbox import verify_tool
@@ -59,8 +59,8 @@ async def solve(request: HTTPRequest, asked: TaskRequest) -> Solved:
         AtlasError: it was refused, or was closed without a result.
     """
     exchange = exchange_of(request)
-    wanted = await read_request(exchange, asked)
-    task, _ = await submit(exchange, wanted, priority=asked_priority(exchange, None))
+    wanted = await checked_request(exchange, asked)
+    task, _ = await submit(exchange, wanted, priority=task_priority(exchange, None))
     journal = journal_of(exchange)
     with on_disconnect(request, exchange.abandon):
         async for event in followed(exchange, task.id):

@@ -1,18 +1,13 @@
-"""What is asked to be solved, as it goes into the journal and comes out of it: bodies are JSON of the values in `types.py`."""
+"""What is asked to be solved, as it goes into the journal, and what the settings say of it."""
 
 from __future__ import annotations
 
 import msgspec
 
+from atlas.ralph import SOLVE
 from atlas.settings import TaskSettings
 from atlas.store import Quota, Submission
-from atlas.types import Event, Principal, Request, Route, Run
-
-SOLVE = "solve"  # the kind of these tasks
-
-_request = msgspec.json.Decoder(Request)
-_event: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
-_run = msgspec.json.Decoder(Run)
+from atlas.types import Principal, Request, Route
 
 
 def solve_submission(
@@ -45,18 +40,3 @@ def quota_of(settings: TaskSettings) -> Quota:
 def fixed_route(settings: TaskSettings) -> Route:
     """The effort for every request that names none."""
     return Route(k=settings.k, max_attempts=settings.max_attempts, temperature=settings.temperature)
-
-
-def read_request(body: bytes) -> Request:
-    """What was submitted."""
-    return _request.decode(body)
-
-
-def read_event(body: bytes) -> Event:
-    """One event of a task."""
-    return _event.decode(body)
-
-
-def read_run(body: bytes) -> Run:
-    """The result of a task that was done."""
-    return _run.decode(body)

@@ -16,20 +16,18 @@ from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.openapi import replies
 from atlas.gateway.portal import actor_of, caller_of, is_administrator, store_of
 from atlas.gateway.portal_usage import to_seconds
-from atlas.gateway.submissions import SOLVE
-from atlas.gateway.submissions import read_request as read_body
 from atlas.gateway.tasks_desk import (
-    asked_priority,
+    checked_request,
     journal_of,
     managed_task,
     own_task,
-    read_request,
     run_of,
     submit,
+    task_priority,
 )
 from atlas.gateway.tasks_receipt import signed_receipt
 from atlas.gateway.tasks_wire import TaskBody, TaskDetail, TaskList, TaskReply, fields_of, to_task
-from atlas.ralph import Correction, TaskResult
+from atlas.ralph import SOLVE, Correction, TaskResult, read_correction, read_request
 from atlas.store import Change, Outcome, Task, TaskFilter, TaskState
 from atlas.types import Run
 
@@ -54,8 +52,8 @@ REPEATED = "The task that was submitted under this idempotency key before"
 )
 async def submit_task(request: HTTPRequest, data: JSONBody[TaskBody]) -> Response[TaskReply]:
     exchange = exchange_of(request)
-    priority = asked_priority(exchange, data.priority)
-    wanted = await read_request(exchange, data)
+    priority = task_priority(exchange, data.priority)
+    wanted = await checked_request(exchange, data)
     task, is_new = await submit(exchange, wanted, priority=priority, idempotency_key=exchange.header(IDEMPOTENCY_KEY))
     headers = {"location": f"/v1/tasks/{task.id}", "x-atlas-task-id": task.id}
     return Response(to_task(task), status_code=202 if is_new else 200, headers=headers)
@@ -171,8 +169,8 @@ async def detail_of(exchange: Exchange, task: Task, *, is_full: bool) -> TaskDet
     accepted = await journal.accepted(task.id) if task.accepted_at is not None else b""
     return TaskDetail(
         **fields_of(task),
-        request=read_body(await journal.request(task.id)),
+        request=read_request(await journal.request(task.id)),
         result=TaskResult.of(run) if run else None,
         run=run if is_full else None,
-        accepted=msgspec.json.decode(accepted, type=Correction) if accepted else None,
+        accepted=read_correction(accepted),
     )

@@ -11,9 +11,9 @@ from atlas.errors import Forbidden, NotFound, Unavailable
 from atlas.gateway.exchange import Exchange
 from atlas.gateway.models import ATLAS, check_allowed, choose_engine
 from atlas.gateway.portal import caller_of, is_administrator, unseen
-from atlas.gateway.submissions import SOLVE, fixed_route, quota_of, read_run, solve_submission
+from atlas.gateway.submissions import fixed_route, quota_of, solve_submission
 from atlas.gateway.tasks_wire import PRIORITY_NAMES, PriorityName
-from atlas.ralph import TaskRequest
+from atlas.ralph import SOLVE, TaskRequest, read_run
 from atlas.store import Journal, Submitted, Task, TaskClosed, TaskEvent
 from atlas.types import Principal, Request, Run
 
@@ -29,7 +29,7 @@ def journal_of(exchange: Exchange) -> Journal:
     return exchange.deps.journal
 
 
-async def read_request(exchange: Exchange, asked: TaskRequest) -> Request:
+async def checked_request(exchange: Exchange, asked: TaskRequest) -> Request:
     """What is asked for, checked; long tests are parsed beside the event loop.
 
     Raises:
@@ -63,7 +63,7 @@ def check_model(exchange: Exchange, model: str) -> None:
         check_allowed(exchange, loaded)
 
 
-def asked_priority(exchange: Exchange, name: PriorityName | None) -> int:
+def task_priority(exchange: Exchange, name: PriorityName | None) -> int:
     """The priority that is asked for, or the route's own.
 
     Raises:
@@ -116,8 +116,7 @@ async def _task(exchange: Exchange, task_id: str, *, owner: str | None) -> Task:
 
 async def run_of(journal: Journal, task: Task) -> Run | None:
     """What was done, once it is closed; None where it was ended before there was anything."""
-    body = await journal.result(task.id) if task.is_closed else b""
-    return read_run(body) if body else None
+    return read_run(await journal.result(task.id)) if task.is_closed else None
 
 
 async def followed(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from litestar import get, post
 from litestar.params import FromPath, JSONBody
 
@@ -11,15 +9,13 @@ from atlas.gateway.exchange import HTTPRequest, exchange_of
 from atlas.gateway.openapi import replies
 from atlas.gateway.portal import caller_of, is_administrator
 from atlas.gateway.portal_wire import moment
-from atlas.gateway.submissions import SOLVE
 from atlas.gateway.tasks import READING, STATUSES
-from atlas.gateway.tasks_desk import asked_priority, journal_of, own_task, read_request, run_of, submit
-from atlas.gateway.tasks_wire import QueueStats, V1Result, V1Status, V1Submission, V1Submitted
-from atlas.ralph import TaskRequest, TaskResult
+from atlas.gateway.tasks_desk import checked_request, journal_of, own_task, run_of, submit, task_priority
+from atlas.gateway.tasks_wire import QueueStats, V1Result, V1State, V1Status, V1Submission, V1Submitted
+from atlas.ralph import SOLVE, TaskRequest, TaskResult
 from atlas.store import Task
 from atlas.types import Run
 
-Status = Literal["pending", "running", "completed", "failed"]
 # V1's words for why a run ended.
 STOP_REASONS = {"deadline": "timeout", "failure": "error"}
 
@@ -34,9 +30,9 @@ STOP_REASONS = {"deadline": "timeout", "failure": "error"}
 )
 async def submit_v1(request: HTTPRequest, data: JSONBody[V1Submission]) -> V1Submitted:
     exchange = exchange_of(request)
-    priority = asked_priority(exchange, data.priority)
+    priority = task_priority(exchange, data.priority)
     asked = TaskRequest(task=data.prompt, tests=data.test_code or "", max_attempts=data.max_attempts)
-    task, _ = await submit(exchange, await read_request(exchange, asked), priority=priority)
+    task, _ = await submit(exchange, await checked_request(exchange, asked), priority=priority)
     return V1Submitted(task_id=task.id, status="pending")
 
 
@@ -75,7 +71,7 @@ async def queue_stats(request: HTTPRequest) -> QueueStats:
     return QueueStats(p0_waiting=p0, p1_waiting=p1, p2_waiting=p2, total_waiting=p0 + p1 + p2)
 
 
-def status_word(task: Task, run: Run | None) -> Status:
+def status_word(task: Task, run: Run | None) -> V1State:
     if not task.is_closed:
         return "pending" if task.state == "queued" else "running"
     return "completed" if run is not None and is_success(run) else "failed"

@@ -83,6 +83,8 @@ class TaskClosedEvent(Wire):
 
 # -- V1 --
 
+V1State = Literal["pending", "running", "completed", "failed"]
+
 
 class V1Submission(msgspec.Struct, kw_only=True):
     """As ATLAS 1 took it: unknown fields are passed over, and `type`, `project_id` and `require_tests_pass` change nothing."""
@@ -98,7 +100,7 @@ class V1Submission(msgspec.Struct, kw_only=True):
 
 class V1Submitted(Wire):
     task_id: str
-    status: Literal["pending", "running", "completed", "failed"]
+    status: V1State
 
 
 class V1Result(Wire):
@@ -116,7 +118,7 @@ class V1Status(Wire):
     """`completed_at` is ISO 8601."""
 
     id: str
-    status: Literal["pending", "running", "completed", "failed"]
+    status: V1State
     attempts: int
     result: V1Result | None
     completed_at: str | None

@@ -12,9 +12,10 @@ import structlog
 from msgspec.structs import replace
 
 from atlas.errors import AtlasError, DeliveryOver, SandboxUnavailable
-from atlas.gateway.submissions import fixed_route, read_request
+from atlas.gateway.submissions import fixed_route
 from atlas.gateway.worker_generating import Generating
 from atlas.gateway.workers import Workers
+from atlas.ralph import read_request
 from atlas.store import Delivery, Ending, Standing
 from atlas.workline import (
     VERSION,

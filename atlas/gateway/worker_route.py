@@ -35,7 +35,7 @@ async def connect_worker(request: HTTPRequest) -> Response[None]:
     exchange.status = 101
     lines = ("HTTP/1.1 101 Switching Protocols", "upgrade: websocket", "connection: Upgrade")
     head = "\r\n".join((*lines, f"sec-websocket-accept: {accepted(key)}", "", ""))
-    reader, writer = take_over(head.encode("latin-1"))
+    reader, writer = take_over(head.encode("latin-1"), limit_bytes=STREAM_BYTES)
     workers: Workers = request.app.state.workers
     await Conversation(workers, WebSocketFrames(reader, writer, is_client=False), is_near=False).run()
     return Response(None)

@@ -13,12 +13,12 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
-from atlas.errors import AtlasError, DeliveryOver, EngineUnavailable, LimitsUnavailable
+from atlas.errors import AtlasError, DeliveryOver, EngineUnavailable, Forbidden, LimitsUnavailable, NotFound
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import still_loading
 from atlas.gateway.held_task import HeldTask
 from atlas.gateway.meter import Meter
-from atlas.gateway.submissions import SOLVE
+from atlas.ralph import SOLVE
 from atlas.store import Delivery, Ending, Finish, Journal, Lease, Standing, Task
 from atlas.types import RequestState
 
@@ -102,7 +102,7 @@ class Workers:
             return None
         try:
             held = self._hold(lease.task)
-        except AtlasError as error:  # its owner is gone: nobody is there for whom to do it
+        except (NotFound, Forbidden) as error:  # its owner is gone, or disabled: nobody is there for whom to do it
             await self.journal.finish(lease.delivery, Ending(outcome="failed", reason=error.message))
             return None
         if self._connected.get(listener.worker) is not listener or self.deps.draining.is_set():

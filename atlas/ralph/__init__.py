@@ -7,6 +7,7 @@ keeps running beside it. The other names are the prompts of one attempt (`prompt
 training uses too.
 """
 
+from atlas.ralph.bodies import SOLVE, read_correction, read_event, read_request, read_run
 from atlas.ralph.classify import is_coding_task, request_of
 from atlas.ralph.loop import solve_task
 from atlas.ralph.patience import persist
@@ -15,12 +16,13 @@ from atlas.ralph.process import WorkerOptions, run_worker
 from atlas.ralph.prompt import code_block, edit_block, extract_code, prompt_hash, repair, rewrite, solve, write_tests
 from atlas.ralph.receipts import check_receipt, issue_receipt, rerun_receipt, signing_key
 from atlas.ralph.requests import Correction, Proof, TaskRequest, TaskResult
-from atlas.ralph.telling import told
+from atlas.ralph.telling import candidate_name, told
 from atlas.ralph.tool import Solved, solve_tool, solved
 from atlas.ralph.tools import Tools
 from atlas.ralph.workforce import Workforce
 
 __all__ = [
+    "SOLVE",
     "Correction",
     "Policy",
     "Proof",
@@ -31,6 +33,7 @@ __all__ = [
     "Tools",
     "WorkerOptions",
     "Workforce",
+    "candidate_name",
     "check_receipt",
     "code_block",
     "edit_block",
@@ -40,6 +43,10 @@ __all__ = [
     "mixed",
     "persist",
     "prompt_hash",
+    "read_correction",
+    "read_event",
+    "read_request",
+    "read_run",
     "repair",
     "request_of",
     "rerun_receipt",

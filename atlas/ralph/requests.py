@@ -24,10 +24,8 @@ from atlas.types import (
     Route,
     Run,
     Snippet,
-    TestSource,
-    Tier,
     Until,
-    VerdictStatus,
+    Verdict,
     VisibleTests,
 )
 
@@ -136,19 +134,8 @@ class TaskRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             yield case
 
 
-class Proof(msgspec.Struct, frozen=True, kw_only=True):
-    """A verdict and its evidence, every field of it (types.Verdict)."""
-
-    status: VerdictStatus
-    source: TestSource = "none"
-    tests_run: int = 0
-    tests_passed: int = 0
-    num_held_back: int = 0
-    sealed: bool = False
-    tier: Tier | None = None
-    is_confirmed: bool = False
-    num_agreeing: int = 0
-    p_correct: float | None = None
+class Proof(Verdict, frozen=True, kw_only=True, omit_defaults=False):
+    """A verdict and its evidence, every field of it."""
 
 
 class Correction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

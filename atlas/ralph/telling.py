@@ -46,14 +46,14 @@ def _(event: AttemptStarted) -> str:
 
 @told.register
 def _(event: CandidateEnded) -> str:
-    return "" if event.state == "untested" else f"  {name_of(event.candidate)} {event.state}"
+    return "" if event.state == "untested" else f"  {candidate_name(event.candidate)} {event.state}"
 
 
 @told.register
 def _(event: CandidateTested) -> str:
     last = (event.message.strip().splitlines() or [""])[-1][:TOLD_CHARS]
     why = f": {last}" if last and event.state != "passed" else ""
-    return f"  {name_of(event.candidate)} {event.state}, {event.tests_passed} of {event.tests_run} tests{why}"
+    return f"  {candidate_name(event.candidate)} {event.state}, {event.tests_passed} of {event.tests_run} tests{why}"
 
 
 @told.register
@@ -61,6 +61,6 @@ def _(event: WorkRetried) -> str:
     return f"  {event.what} failed: {event.failure.message}; trying again in {event.after_s:.2g} s"
 
 
-def name_of(ref: CandidateRef) -> str:
+def candidate_name(ref: CandidateRef) -> str:
     """A candidate as people call it: attempt and place, both from 1."""
     return f"{ref.attempt}.{ref.index + 1}"

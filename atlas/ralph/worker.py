@@ -17,12 +17,13 @@ import msgspec
 import structlog
 
 from atlas.errors import AtlasError, BudgetExhausted, DeliveryOver, RateLimited
+from atlas.ralph.bodies import read_request
 from atlas.ralph.ending import Answer, Ending, Return, ending_of, pause_s, shortened
 from atlas.ralph.held import Held, RunProgram
 from atlas.ralph.line import Line
 from atlas.ralph.loop import solve_task
 from atlas.ralph.tools import Candidates, Tools
-from atlas.types import AttemptEnded, Event, Prompt, Request, RunClosed
+from atlas.types import AttemptEnded, Event, Prompt, RunClosed
 from atlas.workline import AskLease, Finish, GiveBack, Leased, PutEvent
 
 log = structlog.get_logger("atlas.worker")
@@ -33,8 +34,6 @@ RETRY_S = 0.5  # between tries to have the end of a task heard
 LAST_WORD_S = 5.0  # for giving back when the worker is shut down; then the lease will end by itself
 EVENT_LIMIT_BYTES = 1024 * 1024
 MUTE_S = 5.0  # no further event is tried for so long after one was not taken; what is not told is in the result
-
-_request = msgspec.json.Decoder(Request)
 
 
 class Worker:
@@ -104,7 +103,7 @@ class _Delivery:
     async def _solved(self) -> Ending | None:
         lease = self._held.lease
         try:
-            request = _request.decode(lease.body)
+            request = read_request(lease.body)
         except msgspec.MsgspecError as error:
             return Answer(outcome="failed", reason=f"this is no request that can be solved: {error}")
         try:

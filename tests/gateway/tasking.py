@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import pytest
 
 from atlas.engine import ScriptedEngine
 from atlas.gateway import GatewayDeps
@@ -23,6 +24,7 @@ from atlas.settings import LogSettings
 from atlas.store import Journal, Store, open_journal
 from atlas.types import Event
 from tests.gateway.conftest import MODEL, Running, deps_of, new_store, serving
+from tests.gateway.people import People, settle
 from tests.gateway.sandboxes import new_sandbox, started
 from tests.gateway.workshop import stop
 from tests.store.live.conftest import Server
@@ -133,3 +135,26 @@ def events_of(body: str) -> list[tuple[int, str, dict[str, Any]]]:
 def decoded(data: dict[str, Any]) -> Event:
     event: Event = msgspec.convert(data, Event)
     return event
+
+
+@pytest.fixture(scope="module")
+def server(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasking]:
+    with tasking(redis, tmp_path_factory.mktemp("solving") / "data") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def people(server: Tasking) -> People:
+    return settle(server.running.deps.store)
+
+
+@pytest.fixture(scope="module")
+def idle(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasking]:
+    """A server without a worker: its tasks wait."""
+    with tasking(redis, tmp_path_factory.mktemp("idle") / "data", has_worker=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def idle_people(idle: Tasking) -> People:
+    return settle(idle.running.deps.store)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +18,12 @@ from atlas.store import LAST_NUMBER
 from atlas.types import AttemptEnded, AttemptStarted, CandidateTested, Request, Run, RunStarted
 from tests.gateway.conftest import deps_of, quick_pings, serving, wait_for
 from tests.gateway.metered import redis
-from tests.gateway.people import People, settle, signed_in
-from tests.gateway.tasking import TASK, WRONG, Tasking, decoded, events_of, tasking
+from tests.gateway.people import People, signed_in
+from tests.gateway.tasking import TASK, WRONG, Tasking, decoded, events_of, idle, idle_people, people, server, tasking
 from tests.store.journals import running
 from tests.store.live.conftest import Server
 
-__all__ = ["redis"]  # fixtures
-
-
-@pytest.fixture(scope="module")
-def server(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasking]:
-    with tasking(redis, tmp_path_factory.mktemp("solving") / "data") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def people(server: Tasking) -> People:
-    return settle(server.running.deps.store)
-
-
-@pytest.fixture(scope="module")
-def idle(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tasking]:
-    """A server without a worker: its tasks wait."""
-    with tasking(redis, tmp_path_factory.mktemp("idle") / "data", has_worker=False) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def idle_people(idle: Tasking) -> People:
-    return settle(idle.running.deps.store)
+__all__ = ["idle", "idle_people", "people", "redis", "server"]  # fixtures
 
 
 def refused(server: Tasking, **changes: Any) -> dict[str, Any]:
@@ -336,47 +312,6 @@ def test_a_receipt_is_signed_with_the_servers_key_and_its_code_passes_again(serv
     sandbox = server.running.deps.sandbox
     assert sandbox is not None
     assert server.call(rerun_receipt(checked.receipt, sandbox.run)).agrees
-
-
-# -- the first version's routes --
-
-
-def test_the_routes_of_the_first_version_answer_in_its_shapes(server: Tasking) -> None:
-    with server.http() as http:
-        made = http.post("/v1/tasks/submit", json={"prompt": TASK["task"], "test_code": TASK["tests"], "type": "code_generation"})
-        assert (made.status_code, set(made.json()), made.json()["status"]) == (200, {"task_id", "status"}, "pending")
-        task_id = made.json()["task_id"]
-        wait_for(lambda: http.get(f"/v1/tasks/{task_id}/status").json()["status"] not in ("pending", "running"), 60)
-        status = http.get(f"/v1/tasks/{task_id}/status").json()
-        stats = http.get("/v1/queue/stats").json()
-    assert (status["id"], status["status"], status["attempts"]) == (task_id, "completed", 1)
-    assert (status["result"]["success"], status["result"]["stop_reason"]) == (True, "success")
-    assert status["result"]["final_code"] == "def f(x):\n    return x + 1\n"
-    assert status["completed_at"].endswith("+00:00")
-    assert set(stats) == {"p0_waiting", "p1_waiting", "p2_waiting", "total_waiting"}
-
-
-def test_zero_tests_are_no_success_in_the_first_versions_words_either(server: Tasking) -> None:
-    with server.http() as http:
-        made = http.post("/v1/tasks/submit", json={"prompt": "Write a program.", "max_attempts": 1}).json()
-        wait_for(lambda: http.get(f"/v1/tasks/{made['task_id']}/status").json()["completed_at"], 60)
-        status = http.get(f"/v1/tasks/{made['task_id']}/status").json()
-    assert (status["status"], status["result"]["success"]) == ("failed", False)
-
-
-def test_waiting_tasks_are_counted_by_priority(idle: Tasking, idle_people: People) -> None:
-    store, url = idle.running.deps.store, idle.running.url
-    with signed_in(url, store, idle_people.other) as http:
-        before = http.get("/v1/queue/stats").json()
-        ids = [
-            http.post("/v1/tasks/submit", json={"prompt": "Write f(x).", "priority": name}).json()["task_id"]
-            for name in ("p0", "p2")
-        ]
-        now = http.get("/v1/queue/stats").json()
-        for task_id in ids:
-            http.post(f"/v1/tasks/{task_id}/cancel")
-    grown = {name: now[name] - before[name] for name in now}
-    assert grown == {"p0_waiting": 1, "p1_waiting": 0, "p2_waiting": 1, "total_waiting": 2}
 
 
 # -- when something is away --

@@ -19,8 +19,8 @@ import msgspec
 
 from atlas.engine import Engine, ScriptedEngine
 from atlas.errors import Unavailable
-from atlas.gateway.submissions import read_event, read_run, solve_submission
-from atlas.ralph import WorkerOptions
+from atlas.gateway.submissions import solve_submission
+from atlas.ralph import WorkerOptions, read_event, read_run
 from atlas.ralph.dial import local, remote
 from atlas.ralph.held import Held
 from atlas.ralph.line import Line
@@ -105,7 +105,9 @@ class Shop:
         return self.task(task_id)
 
     def run_of(self, task_id: str) -> Run:
-        return read_run(self.do(self.journal.result(task_id)))
+        run = read_run(self.do(self.journal.result(task_id)))
+        assert run is not None
+        return run
 
     def events(self, task_id: str) -> list[Event]:
         """Of a closed task."""
