@@ -80,7 +80,7 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
     """Every layer that is not made by clone itself. The order matters: each step needs a right that the next gives up."""
     kernel.close_all_but(kept)
     limits = order["limits"]
-    os.setpgid(0, 0)  # no session: the scheduler gives each an equal share, however nice what is in it, and boxes are many
+    os.setsid()  # a share of the processors of its own, so that what is in it, however much, takes no other box its time
     kernel.map_ids(view.BOX_ID, setup.uid, setup.gid)
     apply_own_settings()
     view.mount_own(limits["disk_bytes"], has_proc=setup.has_proc, has_tests=bool(order["tests"]))
