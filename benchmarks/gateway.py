@@ -138,9 +138,18 @@ def compare(targets: Sequence[Target], *, rounds: int, num_requests: int, stream
     return {name: Load(*map(statistics.median, zip(*each, strict=True))) for name, each in loads.items()}
 
 
+def settled_bytes(target: Target) -> float:
+    """Memory once it has stayed the same for three seconds: sandbox and workers begin after the server is ready."""
+    seen = [0]
+    while len(seen) < 4 or max(seen[-4:]) - min(seen[-4:]) > 1e6:
+        time.sleep(1)
+        seen.append(rss_bytes(target.pid))
+    return seen[-1]
+
+
 async def hold_idle(target: Target, count: int) -> float:
     """Bytes of memory that `count` open streams take, each of which has had its first event."""
-    before = rss_bytes(target.pid)
+    before = settled_bytes(target)
     request = request_bytes(target, stream=True, model="idle")
     writers = []
     for _ in range(count):

@@ -68,7 +68,10 @@ async def _client(target: Target, request: bytes, count: int) -> list[float]:
     for _ in range(count):
         start_s = time.perf_counter()
         writer.write(request)
-        await read_answer(reader)
+        try:
+            await read_answer(reader)
+        except asyncio.IncompleteReadError as error:
+            raise SystemExit(f"{target.name} closed a connection in mid-answer after {error.partial[-200:]!r}") from None
         latencies.append(time.perf_counter() - start_s)
     writer.close()
     return latencies
