@@ -1,13 +1,13 @@
 """PostgreSQL for tests: a private cluster in a temporary folder, or the server that ATLAS_TEST_LEDGER_URL names.
 
 On either, tests work in databases of their own, which are dropped afterwards. The server's role must be allowed to create them.
-ATLAS_TEST_REDIS_URL (without a database number) names a Redis for whole servers; start it with `--databases 1000`.
+ATLAS_TEST_REDIS_URL (without a database number) names a Redis for whole servers, each in a database of its own; start it with
+`--databases 1000`.
 """
 
 from __future__ import annotations
 
 import atexit
-import itertools
 import os
 import pwd
 import secrets
@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import redis
 import sqlalchemy as sa
 
 SERVER_URL = os.environ.get("ATLAS_TEST_LEDGER_URL", "")
@@ -126,8 +127,15 @@ def server_environ(data_dir: Path) -> dict[str, str]:
     """Where the server of a data directory keeps ledger and limits: beside itself, or on the servers that tests were told of."""
     environ = {"ATLAS_LEDGER_URL": url} if (url := ledger_url()) else {}
     if REDIS_URL:
-        environ["ATLAS_REDIS_URL"] = f"{REDIS_URL}/{next(_redis_databases)}"
+        environ["ATLAS_REDIS_URL"] = f"{REDIS_URL}/{_next_redis_database()}"
     return environ
 
 
-_redis_databases = itertools.count(1)
+def _next_redis_database() -> int:
+    """Number of an empty database that no other server uses, of other test processes neither; 0 is left to namespaces."""
+    with redis.Redis.from_url(REDIS_URL) as server:
+        last = int(server.config_get("databases")["databases"]) - 1
+        number = int(server.incr("atlas-tests:databases")) % last + 1
+    with redis.Redis.from_url(f"{REDIS_URL}/{number}") as database:
+        database.flushdb()
+    return number
