@@ -74,6 +74,11 @@ class RunningServer:
         self.key = found[0] if found else ""
 
     @property
+    def ledger_url(self) -> str:
+        """Empty: in the data directory."""
+        return self.environ.get("ATLAS_LEDGER_URL", "")
+
+    @property
     def child(self) -> int:
         [pid] = [child for child in children(self.process.pid) if "python" in Path(f"/proc/{child}/comm").read_text()]
         return pid

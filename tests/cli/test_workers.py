@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from atlas import control
+from atlas.settings import LedgerSettings
 from atlas.store import DataDirectory, open_store
 from tests.cli.conftest import RunningServer, children, clean_environment, run_cli, wait_for
 
@@ -157,7 +158,7 @@ def test_a_server_that_is_stopped_leaves_its_tasks_for_the_next_one(tmp_path: Pa
         second.stop()
     directory = DataDirectory(tmp_path / "data")
     directory.hold()
-    with contextlib.closing(open_store(directory)) as store:
+    with contextlib.closing(open_store(directory, settings=LedgerSettings(url=second.ledger_url))) as store:
         task = store.tasks.get(task_id)
         assert task is not None
         assert (task.delivery, task.excused) == (2, 1)

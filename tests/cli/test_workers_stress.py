@@ -45,7 +45,8 @@ class House:
 
     def __init__(self, folder: Path, redis: Server) -> None:
         self.folder, self.redis = folder, redis
-        self.server = RunningServer(folder / "data", *SETTINGS, f"redis.url={redis.url}", SCRIPTED_REPLY=RIGHT)
+        places = {"ATLAS_LEDGER_URL": "", "ATLAS_REDIS_URL": redis.url}  # of its own, whatever tests were told of
+        self.server = RunningServer(folder / "data", *SETTINGS, stdin=subprocess.DEVNULL, SCRIPTED_REPLY=RIGHT, **places)
         self.server.wait_ready()
         self.proxy = Proxy(int(self.server.url.rpartition(":")[2]))
         made = self.server.cli("keys", "create", "--name", "worker", "--scope", "worker", "--json")
