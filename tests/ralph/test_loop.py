@@ -261,9 +261,10 @@ async def test_exhaustive_tests_every_candidate_of_every_attempt(sandbox: Sandbo
 
 
 async def test_the_deadline_ends_a_run_with_what_there_is(sandbox: Sandbox) -> None:
-    scene = Scene(sandbox.run, [WRONG, WRONG + "# a long thought\n" * 500], delay_s=0.02)
+    thoughts = "".join(f"# thought {number}\n" for number in range(1000))  # without end, and never the same again
+    scene = Scene(sandbox.run, [WRONG, WRONG + thoughts], delay_s=0.02)
     started_s = time.monotonic()
-    run = await scene.solve(replace(TASK, deadline_s=1.5))
+    run = await scene.solve(replace(TASK, deadline_s=3.0))
     assert time.monotonic() - started_s < 30
     assert (run.ended_by, run.verdict.status, run.failure) == ("deadline", "failed", None)
     assert len(run.attempts) == 2
