@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.gateway.conftest import wait_for
 from tests.gateway.metered import redis
 from tests.gateway.people import People, signed_in
@@ -33,15 +35,25 @@ def test_zero_tests_are_no_success_in_the_first_versions_words_either(server: Ta
     assert (status["status"], status["result"]["success"]) == ("failed", False)
 
 
+@pytest.mark.parametrize(("field", "value"), [("priority", "urgent"), ("max_attempts", 1_000_000), ("max_attempts", 0)])
+def test_what_the_first_version_let_through_is_refused(idle: Tasking, field: str, value: object) -> None:
+    with idle.http() as http:
+        reply = http.post("/v1/tasks/submit", json={"prompt": "Write f(x).", field: value})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
+
+
 def test_waiting_tasks_are_counted_by_priority(idle: Tasking, idle_people: People) -> None:
+    """One's own."""
     store, url = idle.running.deps.store, idle.running.url
-    with signed_in(url, store, idle_people.other) as http:
+    with signed_in(url, store, idle_people.other) as http, signed_in(url, store, idle_people.member) as somebody:
+        others = somebody.get("/v1/queue/stats").json()
         before = http.get("/v1/queue/stats").json()
         ids = [
             http.post("/v1/tasks/submit", json={"prompt": "Write f(x).", "priority": name}).json()["task_id"]
             for name in ("p0", "p2")
         ]
         now = http.get("/v1/queue/stats").json()
+        assert somebody.get("/v1/queue/stats").json() == others
         for task_id in ids:
             http.post(f"/v1/tasks/{task_id}/cancel")
     grown = {name: now[name] - before[name] for name in now}
