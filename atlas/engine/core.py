@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import structlog
 
+from atlas.engine.chain import Candidates
 from atlas.engine.group import Group
-from atlas.engine.runner import Candidates, DecodeResult, Model, Runner
+from atlas.engine.runner import DecodeResult, Model, Runner
 from atlas.engine.sampler import sample
 from atlas.engine.scheduler import Part, Scheduler
 from atlas.engine.sequence import Job, Sequence, Step
@@ -66,11 +67,14 @@ class Core:
         max_running: int,
         max_cached: int,
         chunk_tokens: int,
+        host_tokens: int,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._model, self._runner, self._model_id = model, runner, model_id
         self._loop = loop
-        self._scheduler = Scheduler(runner, max_running=max_running, max_cached=max_cached, chunk_tokens=chunk_tokens)
+        self._scheduler = Scheduler(
+            runner, max_running=max_running, max_cached=max_cached, chunk_tokens=chunk_tokens, host_tokens=host_tokens
+        )
         self._scratch = Candidates(runner.vocab_size)
         self._inbox: deque[Message] = deque()
         self._wake = threading.Event()

@@ -15,8 +15,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from atlas.engine.chain import Candidates, Chain
 from atlas.engine.grammar import Matcher
-from atlas.engine.runner import Candidates, Chain, Rows, Tokens
+from atlas.engine.runner import Rows, Tokens
 from atlas.types import Sampling
 
 KEPT_NATS = 14.0  # times the temperature, where that is above 1; measured: same tokens as the full chain with top-k up to 100

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from atlas.engine.runner import Candidates, Chain
+from atlas.engine.chain import Candidates, Chain
 from atlas.engine.sampler import NOTHING_ALLOWED, Choice, Recommended, Sampler, Want, sample
 from atlas.types import Sampling
 
