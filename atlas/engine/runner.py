@@ -185,6 +185,16 @@ class Batch:
             self.num_outputs += 1
         self.num_rows = last
 
+    def add_each(self, seq_ids: Seq[int], positions: Seq[int], tokens: Seq[int]) -> None:
+        """One row for each of several sequences, all of them outputs. Raises as `add`."""
+        first, last = self.num_rows, self.num_rows + len(tokens)
+        if last > self.capacity:
+            raise ValueError(f"{last} rows in a batch of {self.capacity}")
+        self.tokens[first:last], self.positions[first:last], self.seq_ids[first:last] = tokens, positions, seq_ids
+        self.outputs[first:last] = 1
+        self.num_outputs += len(tokens)
+        self.num_rows = last
+
     def as_struct(self) -> Any:
         self._struct.n_tokens = self.num_rows
         return self._struct
