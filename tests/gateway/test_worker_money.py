@@ -141,7 +141,9 @@ def test_each_task_is_paid_by_its_own_owner(redis: Server, tmp_path: Path) -> No
 
 def test_chats_beside_another_owners_task_of_twenty_are_paid_by_who_chats(redis: Server, tmp_path: Path) -> None:
     """Both run at once, and each request is one row, of its own owner, with the tokens it was told."""
-    engine = ScriptedEngine([WRONG + "word " * 40], model="scripted", delay_s=0.005)
+    engine = ScriptedEngine(
+        [" ".join(map(str, range(3000)))], model="scripted", delay_s=0.01
+    )  # half a minute, unless it is cancelled
     with open_shop(redis, tmp_path / "data", engine) as shop:
         store = shop.running.deps.store
         people = settle(store)
