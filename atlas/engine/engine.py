@@ -106,6 +106,7 @@ class LlamaEngine:
             max_running=settings.max_sequences,
             max_cached=settings.cached_sequences,
             chunk_tokens=settings.prefill_chunk_tokens,
+            host_tokens=runner.context_tokens if settings.host_cache_tokens < 0 else settings.host_cache_tokens,
             loop=loop,
         )
 

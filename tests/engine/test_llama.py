@@ -171,7 +171,7 @@ async def test_a_finished_answer_is_the_prefix_of_the_next_turn() -> None:
 
 
 async def test_finished_prefixes_are_kept_by_number_and_until_carrying_them_costs_more() -> None:
-    async with running(ggufs.tiny_random(), cached_sequences=2) as engine:
+    async with running(ggufs.tiny_random(), cached_sequences=2, host_cache_tokens=0) as engine:
         for name in "abc":
             await generate(engine, Prompt(text=name * 100, max_tokens=2, sampling=GREEDY))
         assert engine.stats().cells_used == 2 * 101
