@@ -68,12 +68,18 @@ class Core:
         max_cached: int,
         chunk_tokens: int,
         host_tokens: int,
+        splits_steps: bool,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._model, self._runner, self._model_id = model, runner, model_id
         self._loop = loop
         self._scheduler = Scheduler(
-            runner, max_running=max_running, max_cached=max_cached, chunk_tokens=chunk_tokens, host_tokens=host_tokens
+            runner,
+            max_running=max_running,
+            max_cached=max_cached,
+            chunk_tokens=chunk_tokens,
+            host_tokens=host_tokens,
+            splits_steps=splits_steps,
         )
         self._scratch = Candidates()
         self._inbox: deque[Message] = deque()

@@ -55,9 +55,23 @@ class Held(NamedTuple):
 
 
 class Scheduler:
-    """Owned by the engine thread; the only one that gives out sequence ids and cells."""
+    """Owned by the engine thread; the only one that gives out sequence ids and cells.
 
-    def __init__(self, runner: Runner, *, max_running: int, max_cached: int, chunk_tokens: int, host_tokens: int) -> None:
+    Args:
+        splits_steps: a step takes as long as all its rows (a CPU), so that a prompt's last rows are better off alone; where it
+            takes as long as reading the weights (a GPU), they go with the others.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        max_running: int,
+        max_cached: int,
+        chunk_tokens: int,
+        host_tokens: int,
+        splits_steps: bool,
+    ) -> None:
         self._runner = runner
         self._host = HostCache(host_tokens)
         self._carried_rows = CARRIED_ROWS_IF_SAVED if host_tokens else CARRIED_ROWS
@@ -67,6 +81,8 @@ class Scheduler:
         self._tree = PrefixTree()
         self._free_ids = list(range(runner.num_sequences))
         self._cached: OrderedDict[int, Held] = OrderedDict()  # by sequence id, least recently used first
+        self._splits_steps = splits_steps
+        self._was_apart = False
         self._num_rows = 0
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._tie = count()
@@ -135,7 +151,14 @@ class Scheduler:
         self._drop_stale()
         limit = self._runner.batch.capacity - len(decode)
         budget = min(limit, self._chunk_tokens) if decode else limit
-        return Plan(decode, self._prefill_parts(budget, reserved=len(decode)))
+        prefill = self._prefill_parts(budget, reserved=len(decode))
+        self._was_apart = self._is_better_apart(decode, prefill)
+        return Plan([] if self._was_apart else decode, prefill)
+
+    def _is_better_apart(self, decode: list[Part], prefill: list[Part]) -> bool:
+        """Whether prompts are done sooner if the decode rows wait a step; they are never left out twice in a row."""
+        is_done = bool(prefill) and all(part.is_last for part in prefill)
+        return self._splits_steps and bool(decode) and is_done and not self._was_apart
 
     def computed(self, part: Part) -> None:
         """The rows of this part have cells now."""

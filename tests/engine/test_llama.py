@@ -194,6 +194,21 @@ async def test_a_long_prompt_does_not_stop_running_answers() -> None:
         running_answer.cancel()
 
 
+async def test_on_a_cpu_a_short_prompt_does_not_wait_for_the_decode_rows_of_others() -> None:
+    """Its step has no row of the answer that runs, whose turn is the next."""
+    async with running(ggufs.tiny_random()) as engine:
+        others = await engine.submit(Prompt(text="go", max_tokens=900, sampling=GREEDY))
+        await anext(aiter(others))
+        steps, tokens = engine.stats().steps, others.num_generated
+        for name in "abcdefghij":
+            await generate(engine, Prompt(text=name * 20, max_tokens=1, sampling=GREEDY))
+            await others.reached(others.num_generated + 1)
+        without_them = engine.stats().steps - steps - (others.num_generated - tokens)
+        assert without_them >= 8, "one for each of ten prompts, give or take what is under way at both ends"
+        others.cancel()
+        await others.all()
+
+
 async def test_logprobs_are_the_models_own() -> None:
     """The script's branch has known probabilities; temperature and bias do not change what is reported."""
     path = ggufs.scripted_gguf(ggufs.session_folder() / "branch.gguf", {"?": [{"yes": 0.7, "no": 0.3}, " then"]})
