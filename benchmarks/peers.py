@@ -56,7 +56,8 @@ def _sources() -> Path:
     CACHE.mkdir(exist_ok=True)
     folder = CACHE / f"llama_cpp_python-{LLAMA_CPP_PYTHON}"
     if not folder.exists():
-        fetch = ["download", "-q", "--no-deps", "--no-binary", "llama-cpp-python", "-d", str(CACHE), f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
+        name = "llama-cpp-python"
+        fetch = ["download", "-q", "--no-deps", "--no-binary", name, "-d", str(CACHE), f"{name}=={LLAMA_CPP_PYTHON}"]
         subprocess.run([sys.executable, "-m", "pip", *fetch], check=True)
         with tarfile.open(CACHE / f"{folder.name}.tar.gz") as archive:
             archive.extractall(CACHE, filter="data")

@@ -3,8 +3,9 @@
 (a) One attempt of k samples on each of 100 nano tasks that nano was not trained on; the same file, prompt, sampling, budget of
 candidates, threads and processors. All ways are asked task by task, in turns, and an answer counts if it passes the visible tests
 (verified) and the hidden ones (right), which a judge runs after the clocks have stopped.
-  atlas          `atlas solve`'s way: the loop over HTTP to `atlas serve`, sealed sandbox, confirmation in a fresh interpreter.
-  atlas, inside  the same loop and sandbox, its engine in the same process: without HTTP, metering and ledger.
+  atlas          `atlas solve`'s way: POST /v1/tasks to `atlas serve`, whose worker solves it; sealed sandbox, confirmation in a
+                 fresh interpreter, money, journal, events; until the result has been read.
+  atlas, inside  the same loop and sandbox, its engine in the same process: without HTTP, queue, metering and ledger.
   cold pytest    llama-server with n=k, then `python -m pytest` for every candidate, as many at a time as there are processors.
   cold, early    the same run, its clock stopped at the first candidate that passes.
   warm fork      the same answers, then a warm process that forks for each candidate in order, up to the first that passes.
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,8 @@ import httpx
 
 from atlas import bench
 from atlas.bench.values import Task
+from atlas.cli.client import Server
+from atlas.cli.tasks import Tasks
 from atlas.engine import Engine, RemoteEngine, ScriptedEngine, load_engine
 from atlas.log import configure_logging
 from atlas.ralph import Policy, Tools, extract_code, solve_task
@@ -64,7 +67,7 @@ class Solved(NamedTuple):
 
     Attributes:
         decode_s: until the chosen candidate had ended, or the last one; prompt, HTTP and the server's queue included.
-        queue_s: waiting for a slot to run in.
+        queue_s: waiting for a slot to run in, and what is not the run itself: submission, queue, reading the result.
         test_s: the rest.
     """
 
@@ -87,8 +90,38 @@ class Answers(NamedTuple):
     prompt_tokens: int
 
 
+class Served:
+    """Tasks of a running server."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._tasks = Tasks(Server(peer.url, peer.model, is_open=False), KEY)
+
+    async def solve(self, request: Request) -> tuple[Run, float]:
+        route = request.route
+        assert route is not None
+        body = {
+            "task": request.task,
+            "entry_point": request.entry_point,
+            "tests": request.tests.code,
+            "seed": request.seed,
+            "k": route.k,
+            "max_attempts": route.max_attempts,
+            "temperature": route.temperature,
+            "max_tokens": route.max_tokens,
+        }
+        started_s = time.perf_counter()
+        closed = await self._tasks.solve(body, lambda _event: None)
+        wall_s = time.perf_counter() - started_s
+        if closed.run is None or closed.run.failure is not None:
+            raise SystemExit(f"a failure of ours spoils the comparison: {closed}")
+        return closed.run, wall_s
+
+    async def close(self) -> None:
+        await self._tasks.__aexit__()
+
+
 class Ours:
-    """The loop on an engine: one over HTTP, as `atlas solve` has it, or one in this process."""
+    """The loop on an engine: over HTTP, as `atlas bench` has it, or in this process."""
 
     def __init__(self, engine: Engine, sandbox: Sandbox, *, model: str) -> None:
         self.engine, self.sandbox, self.model = engine, sandbox, model
@@ -130,15 +163,15 @@ async def messages_of(request: Request) -> tuple[Message, ...]:
     return listener.prompts[0].messages
 
 
-async def solved_by_us(ours: Ours, request: Request) -> Solved:
+async def solved_by_us(ours: Ours | Served, request: Request) -> Solved:
     run, wall_s = await ours.solve(request)
-    candidates = run.attempts[0].candidates
+    candidates, queue_s = run.attempts[0].candidates, wall_s - run.wall_s
     chosen = next((candidate for candidate in candidates if candidate.ref == run.winner), None)
     is_verified = run.verdict.status == "verified"
     if is_verified and chosen is not None and chosen.execution is not None:
-        return Solved(wall_s, chosen.ended_s, chosen.execution.queue_s, True, run.code)
+        return Solved(wall_s, chosen.ended_s, queue_s + chosen.execution.queue_s, True, run.code)
     ended_s = max((candidate.ended_s for candidate in candidates), default=0.0)
-    return Solved(wall_s, min(ended_s, wall_s), 0.0, False, run.code)
+    return Solved(wall_s, min(ended_s, wall_s), queue_s, False, run.code)
 
 
 async def asked(client: httpx.AsyncClient, peer: Peer, messages: Sequence[Message], *, k: int, seed: int) -> Answers:
@@ -161,7 +194,7 @@ async def asked(client: httpx.AsyncClient, peer: Peer, messages: Sequence[Messag
 
 
 async def compare(
-    ours: dict[str, Ours], theirs: Peer, tasks: Sequence[Task], *, k: int, cold: ColdPytest, warm: WarmFork
+    ours: Mapping[str, Ours | Served], theirs: Peer, tasks: Sequence[Task], *, k: int, cold: ColdPytest, warm: WarmFork
 ) -> dict[str, list[Solved]]:
     """Every task each way, in turns; which way is first changes from task to task."""
     rows: dict[str, list[Solved]] = {}
@@ -236,7 +269,7 @@ def _quantile(values: Sequence[float], share: float) -> float | None:
 @asynccontextmanager
 async def servers(
     folder: Path, *, threads: int, name: str, step_ms: float | None = None
-) -> AsyncIterator[tuple[dict[str, Ours], Peer]]:
+) -> AsyncIterator[tuple[Mapping[str, Ours | Served], Peer, Sandbox]]:
     """All that is compared, with the same model and threads; slowed alike if `step_ms` is given."""
     slow: dict[str, Any] = {"SLOW_STEP_MS": str(step_ms or 0)}
     os.environ |= slow  # heard by the engine in this process
@@ -246,13 +279,10 @@ async def servers(
         ours = stack.enter_context(atlas(MODEL, folder / f"home-{name}", ATLAS_ENGINE_EMBEDDER="off", **start, **slow))
         theirs = stack.enter_context(llama_server(MODEL, slots=32, **start, **slow))
         async with new_sandbox() as sandbox, AsyncExitStack() as closing:
-            engines = {
-                "atlas": RemoteEngine(f"{ours.url}/v1", model=ours.model, api_key=KEY),
-                "atlas, inside": await load_engine(MODEL, model_id=ours.model, settings=inside),
-            }
-            for engine in engines.values():
-                closing.push_async_callback(engine.close)
-            yield {way: Ours(engine, sandbox, model=ours.model) for way, engine in engines.items()}, theirs
+            served, engine = Served(ours), await load_engine(MODEL, model_id=ours.model, settings=inside)
+            closing.push_async_callback(served.close)
+            closing.push_async_callback(engine.close)
+            yield {"atlas": served, "atlas, inside": Ours(engine, sandbox, model=ours.model)}, theirs, sandbox
 
 
 @asynccontextmanager
@@ -279,11 +309,11 @@ def preload() -> None:
 
 async def part_a(arguments: argparse.Namespace, folder: Path, *, name: str, step_ms: float | None = None) -> dict[str, Any]:
     suite = bench.first_of(bench.load_suite("nano"), arguments.tasks)
-    async with servers(folder, threads=arguments.threads, name=name, step_ms=step_ms) as (ours, theirs):
+    async with servers(folder, threads=arguments.threads, name=name, step_ms=step_ms) as (ours, theirs, sandbox):
         with ColdPytest(folder / f"cold-{name}") as cold, WarmFork() as warm:
             await compare(ours, theirs, suite.tasks[:3], k=arguments.k, cold=cold, warm=warm)  # warms everything
             rows = await compare(ours, theirs, suite.tasks, k=arguments.k, cold=cold, warm=warm)
-        return await summary(rows, suite.tasks, ours["atlas"].sandbox) | {"step_ms": step_ms}
+        return await summary(rows, suite.tasks, sandbox) | {"step_ms": step_ms}
 
 
 async def part_b(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -376,7 +406,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="six tasks, one seed, nothing written")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.tasks, arguments.seeds = 6, 1
+        arguments.tasks, arguments.seeds = min(6, arguments.tasks), 1
     preload()
     configure_logging("error")
     asyncio.run(measure(arguments))

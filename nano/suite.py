@@ -41,7 +41,7 @@ def _line(number: int, task: Task) -> dict[str, Any]:
         "group": f"depth {task.depth}",
         "visible": {"code": "\n".join(f"assert {example.call} == {example.result}" for example in task.visible)},
         "hidden": {"cases": [_case(argument, result) for argument, result in task.hidden]},
-        "stronger": {"cases": [_case(argument, result) for argument, result in _stronger(task)]},
+        "stronger": {"cases": [_case(argument, result) for argument, result in stronger(task)]},
     }
 
 
@@ -49,7 +49,7 @@ def _case(argument: str, result: str) -> dict[str, str]:
     return {"args": f"({argument},)", "expected": result}
 
 
-def _stronger(task: Task) -> Iterator[tuple[str, str]]:
+def stronger(task: Task) -> Iterator[tuple[str, str]]:
     """Edges first, then random arguments; where the reference itself has no result, none is asked for."""
     rng = random.Random(f"stronger/{task.hash}")
     seen = {argument for argument, _ in task.hidden} | {_argument_of(example.call, task) for example in task.visible}

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import structlog
 
+from atlas.engine.chain import Candidates
 from atlas.engine.group import Group
-from atlas.engine.runner import Candidates, DecodeResult, Model, Runner
+from atlas.engine.runner import DecodeResult, Model, Runner
 from atlas.engine.sampler import sample
 from atlas.engine.scheduler import Part, Scheduler
 from atlas.engine.sequence import Job, Sequence, Step
@@ -66,12 +67,21 @@ class Core:
         max_running: int,
         max_cached: int,
         chunk_tokens: int,
+        host_tokens: int,
+        splits_steps: bool,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._model, self._runner, self._model_id = model, runner, model_id
         self._loop = loop
-        self._scheduler = Scheduler(runner, max_running=max_running, max_cached=max_cached, chunk_tokens=chunk_tokens)
-        self._scratch = Candidates(runner.vocab_size)
+        self._scheduler = Scheduler(
+            runner,
+            max_running=max_running,
+            max_cached=max_cached,
+            chunk_tokens=chunk_tokens,
+            host_tokens=host_tokens,
+            splits_steps=splits_steps,
+        )
+        self._scratch = Candidates()
         self._inbox: deque[Message] = deque()
         self._wake = threading.Event()
         self._is_stopping = False
@@ -191,27 +201,34 @@ class Core:
             return
         if any(part.sequence.job.prompt.features for part in plan.decode):
             # with hidden states on, C makes every row an output: never beside prefill rows
-            self._compute(plan.decode, features=True)
-            self._compute(plan.prefill)
+            self._compute(plan.decode, [], features=True)
+            self._compute([], plan.prefill)
         else:
-            self._compute(plan.decode + plan.prefill)
+            self._compute(plan.decode, plan.prefill)
         self._steps += 1
         self._step_s += time.perf_counter() - started
 
-    def _compute(self, parts: list[Part], *, features: bool = False) -> None:
+    def _compute(self, decode: list[Part], prefill: list[Part], *, features: bool = False) -> None:
+        parts = decode + prefill
         if not parts:
             return
-        batch = self._runner.batch
-        batch.clear()
-        for part in parts:
-            assert part.sequence.seq_id is not None
-            self._announce(part.sequence)
-            batch.add(part.sequence.seq_id, part.start, part.tokens, output=part.is_last)
+        self._fill_batch(decode, prefill)
         if not self._decode(features=features):
             return
         for part in parts:
             self._scheduler.computed(part)
         self._sample([part.sequence for part in parts if part.is_last], features=features)
+
+    def _fill_batch(self, decode: list[Part], prefill: list[Part]) -> None:
+        batch = self._runner.batch
+        batch.clear()
+        if decode:
+            rows = [(part.sequence.seq_id or 0, part.start, part.sequence.last_token) for part in decode]
+            batch.add_each(*zip(*rows, strict=True))
+        for part in prefill:
+            assert part.sequence.seq_id is not None
+            self._announce(part.sequence)
+            batch.add(part.sequence.seq_id, part.start, part.tokens, output=part.is_last)
 
     def _decode(self, *, features: bool) -> bool:
         started = time.perf_counter()

@@ -66,8 +66,11 @@ def _load(path: Path, settings: EngineSettings) -> tuple[Model, Runner]:
 
 def _flash_attention(settings: EngineSettings) -> str:
     """On a CPU it adds f16 in an order that depends on what else runs (docs/log.md): llama.cpp chooses only with GPU layers."""
-    has_gpu_layers = supports_gpu() and settings.gpu_layers != 0
-    return "off" if settings.flash_attention == "auto" and not has_gpu_layers else settings.flash_attention
+    return "off" if settings.flash_attention == "auto" and not _has_gpu_layers(settings) else settings.flash_attention
+
+
+def _has_gpu_layers(settings: EngineSettings) -> bool:
+    return supports_gpu() and settings.gpu_layers != 0
 
 
 class LlamaEngine:
@@ -106,6 +109,8 @@ class LlamaEngine:
             max_running=settings.max_sequences,
             max_cached=settings.cached_sequences,
             chunk_tokens=settings.prefill_chunk_tokens,
+            splits_steps=not _has_gpu_layers(settings),
+            host_tokens=runner.context_tokens if settings.host_cache_tokens < 0 else settings.host_cache_tokens,
             loop=loop,
         )
 

@@ -1,11 +1,7 @@
-"""The only file that imports llama_cpp: a model, its vocabulary, a context with unified KV cells, and C sampler chains.
+"""A model of llama.cpp, its vocabulary, and a context with unified KV cells.
 
 Every call into a context comes from the one thread that owns it; `Vocab` is read-only and may be used from any thread. The C side
 aborts the process on what it calls a programming error, so whatever goes in is checked here or by the caller named.
-
-Two handles to one library: `CDLL` calls give up the GIL and are used for what takes milliseconds (load, decode); `PyDLL` calls
-keep it and are used for what takes microseconds. Measured: 100 short CDLL calls beside one busy Python thread take 5.1 ms,
-through PyDLL 0.007 ms.
 """
 
 from __future__ import annotations
@@ -16,37 +12,19 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as c
 import numpy as np
 from numpy.typing import NDArray
 
+from atlas.engine.binding import c, fast
 from atlas.engine.hardware import has_unsafe_amx
 from atlas.errors import EngineFailed, ModelFileError
 
 Tokens = NDArray[np.signedinteger[Any]]  # int32 where C reads it; numpy's own index type where it only indexes
 Rows = NDArray[np.float32]
+State = NDArray[np.uint8]  # one sequence's cells, as llama.cpp writes them
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _quiet = c.llama_log_callback(lambda _level, _text, _user: None)  # must outlive every call that may log
-_fast = ctypes.PyDLL(c._lib._name)  # noqa: SLF001  the library the binding has already found and loaded
-
-# (name, result, arguments): the microsecond calls
-for _name, _result, _arguments in (
-    (
-        "llama_token_to_piece",
-        ctypes.c_int32,
-        [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p] + [ctypes.c_int32] * 2 + [ctypes.c_bool],
-    ),
-    ("llama_vocab_is_eog", ctypes.c_bool, [ctypes.c_void_p, ctypes.c_int32]),
-    ("llama_vocab_is_control", ctypes.c_bool, [ctypes.c_void_p, ctypes.c_int32]),
-    ("llama_sampler_apply", None, [ctypes.c_void_p, ctypes.c_void_p]),
-    ("llama_memory_seq_cp", None, [ctypes.c_void_p] + [ctypes.c_int32] * 4),
-    ("llama_memory_seq_rm", ctypes.c_bool, [ctypes.c_void_p] + [ctypes.c_int32] * 3),
-    ("llama_set_embeddings", None, [ctypes.c_void_p, ctypes.c_bool]),
-    ("llama_sampler_free", None, [ctypes.c_void_p]),
-):
-    _function = getattr(_fast, _name)
-    _function.restype, _function.argtypes = _result, _arguments
 
 
 class DecodeResult(enum.Enum):
@@ -72,7 +50,7 @@ class Vocab:
         self.bos: int = c.llama_vocab_bos(self._vocab)
         self.adds_bos = bool(c.llama_vocab_get_add_bos(self._vocab))
         self.fim = tuple(int(get(self._vocab)) for get in (c.llama_vocab_fim_pre, c.llama_vocab_fim_suf, c.llama_vocab_fim_mid))
-        self.eog = frozenset(token for token in range(self.size) if _fast.llama_vocab_is_eog(self._vocab, token))
+        self.eog = frozenset(token for token in range(self.size) if fast.llama_vocab_is_eog(self._vocab, token))
         self._pieces: list[bytes | None] = [None] * self.size
         self._shown = {self.token(tag) for tag in ("<think>", "</think>", "<tool_call>", "</tool_call>")} - {None}
 
@@ -97,7 +75,7 @@ class Vocab:
         """Bytes of a token, control tokens written out if `special`."""
         for size in (128, 65536):
             buffer = ctypes.create_string_buffer(size)
-            count = _fast.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            count = fast.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
         raise EngineFailed(f"token {token} is longer than 64 KiB")
@@ -109,7 +87,7 @@ class Vocab:
 
     def control_texts(self) -> list[str]:
         """How every control token is spelled."""
-        control = (token for token in range(self.size) if _fast.llama_vocab_is_control(self._vocab, token))
+        control = (token for token in range(self.size) if fast.llama_vocab_is_control(self._vocab, token))
         return [self.raw_piece(token, special=True).decode("utf-8", "replace") for token in control]
 
     def grammar_tokenizer(self) -> Any:
@@ -207,6 +185,16 @@ class Batch:
             self.num_outputs += 1
         self.num_rows = last
 
+    def add_each(self, seq_ids: Seq[int], positions: Seq[int], tokens: Seq[int]) -> None:
+        """One row for each of several sequences, all of them outputs. Raises as `add`."""
+        first, last = self.num_rows, self.num_rows + len(tokens)
+        if last > self.capacity:
+            raise ValueError(f"{last} rows in a batch of {self.capacity}")
+        self.tokens[first:last], self.positions[first:last], self.seq_ids[first:last] = tokens, positions, seq_ids
+        self.outputs[first:last] = 1
+        self.num_outputs += len(tokens)
+        self.num_rows = last
+
     def as_struct(self) -> Any:
         self._struct.n_tokens = self.num_rows
         return self._struct
@@ -272,7 +260,7 @@ class Runner:
         if features and batch.num_outputs != batch.num_rows:
             raise ValueError("hidden states need a batch without prefill rows: C aborts otherwise")
         if features != self._features_on:
-            _fast.llama_set_embeddings(self._handle, features)
+            fast.llama_set_embeddings(self._handle, features)
             self._features_on = features
         code = c.llama_decode(self._handle, batch.as_struct())
         self._num_outputs = batch.num_outputs
@@ -291,12 +279,24 @@ class Runner:
 
     def share(self, source: int, target: int, length: int) -> None:
         """Let sequence `target` use the first `length` cells of `source`: no copy in unified KV."""
-        _fast.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        fast.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
     def drop(self, seq_id: int, start: int = 0) -> None:
         """Take sequence `seq_id` off the cells from position `start` on; cells nobody holds become free."""
-        if not _fast.llama_memory_seq_rm(self._memory, seq_id, start, -1):
+        if not fast.llama_memory_seq_rm(self._memory, seq_id, start, -1):
             raise EngineFailed(f"sequence {seq_id} cannot be cut at {start}")
+
+    def save(self, seq_id: int) -> State:
+        """A copy of all cells of a sequence, (bytes,)."""
+        state = np.empty(c.llama_state_seq_get_size(self._handle, seq_id), np.uint8)
+        size = c.llama_state_seq_get_data(self._handle, _bytes_of(state), state.nbytes, seq_id)
+        if size != state.nbytes:
+            raise EngineFailed(f"llama.cpp saved {size} of {state.nbytes} bytes of sequence {seq_id}")
+        return state
+
+    def load(self, seq_id: int, state: State) -> bool:
+        """Give an empty sequence the cells that were saved; False, and nothing has changed, if there is no room."""
+        return bool(c.llama_state_seq_set_data(self._handle, _bytes_of(state), state.nbytes, seq_id))
 
     def abort(self) -> None:
         """Cut a decode in progress short (CPU), from any thread; this runner is of no use afterwards."""
@@ -309,58 +309,6 @@ class Runner:
 
     def _rows(self, pointer: Any, width: int) -> Rows:
         return np.ctypeslib.as_array(pointer, shape=(self._num_outputs, width))
-
-
-class Chain:
-    """A C sampler chain over few candidates: top-k, top-p, min-p, temperature, then one draw from the seed's generator.
-
-    The seeded generator advances once per `select`, so the same seed and candidates give the same tokens.
-    """
-
-    def __init__(self, *, seed: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
-        self._handle = c.llama_sampler_chain_init(c.llama_sampler_chain_default_params())
-        samplers = [c.llama_sampler_init_top_k(top_k)] if top_k > 0 else []
-        samplers += [c.llama_sampler_init_top_p(top_p, 1)] if top_p < 1.0 else []
-        samplers += [c.llama_sampler_init_min_p(min_p, 1)] if min_p > 0.0 else []
-        samplers += [c.llama_sampler_init_temp(temperature), c.llama_sampler_init_dist(seed)]
-        for sampler in samplers:
-            c.llama_sampler_chain_add(self._handle, sampler)
-
-    def select(self, candidates: Candidates, ids: Tokens, logits: Rows) -> int:
-        """Draw one of `ids`; the scratch is the caller's, one per thread."""
-        pointer = candidates.fill(ids, logits)
-        _fast.llama_sampler_apply(self._handle, pointer)
-        return candidates.selected()
-
-    def close(self) -> None:
-        if self._handle:
-            _fast.llama_sampler_free(self._handle)
-            self._handle = None
-
-
-class Candidates:
-    """Scratch for `Chain.select`: a llama_token_data_array with room for the whole vocabulary."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self._data = (c.llama_token_data * vocab_size)()
-        self._view: Any = np.ctypeslib.as_array(self._data)  # structured: id i4, logit f4, p f4
-        self._array = c.llama_token_data_array(data=self._data, size=0, selected=-1, sorted=False)
-        self._pointer = ctypes.addressof(self._array)
-        self._base = ctypes.cast(self._data, c.llama_token_data_p)
-
-    def fill(self, ids: Tokens, logits: Rows) -> int:
-        count = len(ids)
-        self._view["id"][:count] = ids
-        self._view["logit"][:count] = logits
-        self._array.data, self._array.size = self._base, count  # the chain may have replaced or shrunk them
-        self._array.selected, self._array.sorted = -1, False
-        return self._pointer
-
-    def selected(self) -> int:
-        index = self._array.selected
-        if index < 0:
-            raise EngineFailed("sampler chain selected nothing")
-        return int(self._array.data[index].id)
 
 
 class EmbeddingRunner:
@@ -399,3 +347,7 @@ class EmbeddingRunner:
         if self._handle:
             c.llama_free(self._handle)
             self._handle = None
+
+
+def _bytes_of(state: State) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -15,8 +15,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from atlas.engine.chain import Candidates, Chain
 from atlas.engine.grammar import Matcher
-from atlas.engine.runner import Candidates, Chain, Rows, Tokens
+from atlas.engine.runner import Rows, Tokens
 from atlas.types import Sampling
 
 KEPT_NATS = 14.0  # times the temperature, where that is above 1; measured: same tokens as the full chain with top-k up to 100
@@ -51,11 +52,20 @@ NOTHING_ALLOWED = Choice(-1, 0.0)  # a grammar that has come to its end
 
 
 class Kept(NamedTuple):
-    """The tokens of one row that can matter: ids ascending, logits; log-sum-exp of the whole row where those fall short of it."""
+    """The tokens that can matter, of all rows of a step behind each other, ids ascending in each.
+
+    Attributes:
+        ids: (tokens,); likewise logits.
+        edges: row i has the tokens edges[i] to edges[i + 1].
+        best: the highest logit of each row.
+        log_totals: log-sum-exp of each row.
+    """
 
     ids: Tokens
     logits: Rows
-    log_total: float | None
+    edges: list[int]
+    best: list[float]
+    log_totals: list[float]
 
 
 class Recommended(NamedTuple):
@@ -122,20 +132,17 @@ class Sampler:
         """How many of the best tokens decide the draw: 1 for greedy, top-k, or 0 for all."""
         return 1 if self._chain is None else self.top_k
 
-    def choose(self, scratch: Candidates, kept: Kept) -> Choice:
-        """Draw among the kept tokens."""
-        ids, logits, log_total = kept
-        best = int(logits.argmax()) if len(logits) else -1
-        if best < 0 or logits[best] == -math.inf:
+    def choose(self, scratch: Candidates, kept: Kept, row: int) -> Choice:
+        """Draw among the kept tokens of a row; the scratch holds those of all rows."""
+        best, (first, last) = kept.best[row], kept.edges[row : row + 2]
+        if best == -math.inf:
             return NOTHING_ALLOWED
-        log_total = _log_total(logits) if log_total is None else log_total
         if self._chain is None:
-            return Choice(int(ids[best]), float(logits[best]) - log_total)
-        if 0 < self.top_k < len(ids):
-            top = np.sort(np.argpartition(logits, -self.top_k)[-self.top_k :])
-            ids, logits = ids[top], logits[top]
-        token = self._chain.select(scratch, ids, logits)
-        return Choice(token, float(logits[np.searchsorted(ids, token)]) - log_total)
+            token, logit = int(kept.ids[first + int(kept.logits[first:last].argmax())]), best
+        else:
+            token, logit = scratch.draw(self._chain, first, last)
+            logit *= self.temperature
+        return Choice(token, logit - kept.log_totals[row])
 
     def close(self) -> None:
         if self._chain is not None:
@@ -160,18 +167,20 @@ def sample(logits: Rows, wants: list[Want], scratch: Candidates) -> list[tuple[C
         if want.matcher is not None:
             want.matcher.mask(row)
     kept = _keep(logits, [want.sampler for want in wants])
-    choices = [want.sampler.choose(scratch, row) for want, row in zip(wants, kept, strict=True)]
+    scratch.fill(kept.ids, kept.logits)
+    choices = [want.sampler.choose(scratch, kept, row) for row, want in enumerate(wants)]
     return list(zip(choices, exact, strict=True))
 
 
-def _keep(logits: Rows, samplers: list[Sampler]) -> list[Kept]:
+def _keep(logits: Rows, samplers: list[Sampler]) -> Kept:
     """Per row, what lies within the sampler's nats of its maximum; at least one token each."""
     nats = np.array([sampler.kept_nats for sampler in samplers], np.float32)
     num_rows, vocab_size = logits.shape
     if vocab_size < GROUPED_FROM:
-        floor = logits.max(axis=1) - nats
-        rows, ids = np.nonzero(logits >= floor[:, None])
-        return _split(rows, ids, logits[rows, ids], [None] * num_rows)
+        best = logits.max(axis=1)
+        found = np.flatnonzero(logits >= (best - nats)[:, None])
+        rows, ids = np.divmod(found, vocab_size)
+        return _kept(rows, ids, logits.ravel()[found], best, [None] * num_rows)
     stride = vocab_size // GROUP_DEPTH
     body, tail = logits[:, : stride * GROUP_DEPTH].reshape(num_rows, GROUP_DEPTH, stride), logits[:, stride * GROUP_DEPTH :]
     peaks = body.max(axis=1)  # (rows, stride): best of tokens g, g + stride, g + 2 stride ...
@@ -184,7 +193,8 @@ def _keep(logits: Rows, samplers: list[Sampler]) -> list[Kept]:
     rows = np.concatenate([rows[hits], tail_rows])
     ids = np.concatenate([depth * stride + groups[hits], tail_ids + stride * GROUP_DEPTH])
     order = np.lexsort((ids, rows))
-    return _split(rows[order], ids[order], np.concatenate([values[hits, depth], tail[tail_rows, tail_ids]])[order], totals)
+    kept = np.concatenate([values[hits, depth], tail[tail_rows, tail_ids]])[order]
+    return _kept(rows[order], ids[order], kept, best, totals)
 
 
 def _raise_floors(floor: Rows, logits: Rows, peaks: Rows, samplers: list[Sampler]) -> tuple[Rows, list[float | None]]:
@@ -207,9 +217,14 @@ def _raise_floors(floor: Rows, logits: Rows, peaks: Rows, samplers: list[Sampler
     return floor, totals
 
 
-def _split(rows: Tokens, ids: Tokens, values: Rows, totals: list[float | None]) -> list[Kept]:
-    edges = np.searchsorted(rows, np.arange(len(totals) + 1)).tolist()
-    return [Kept(ids[a:b], values[a:b], total) for a, b, total in zip(edges, edges[1:], totals, strict=False)]
+def _kept(rows: Tokens, ids: Tokens, logits: Rows, best: Rows, totals: list[float | None]) -> Kept:
+    """`totals`: of whole rows, where what is kept falls short of them."""
+    edges = np.searchsorted(rows, np.arange(len(totals) + 1))
+    with np.errstate(invalid="ignore"):  # a row where nothing is allowed
+        sums = np.add.reduceat(np.exp(logits - best[rows]), edges[:-1])
+        counted = (best + np.log(sums)).tolist()
+    log_totals = [own if own is not None else count for own, count in zip(totals, counted, strict=True)]
+    return Kept(ids, logits, edges.tolist(), best.tolist(), log_totals)
 
 
 def _log_total(row: Rows) -> float:

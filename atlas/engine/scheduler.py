@@ -1,8 +1,9 @@
 """Which sequences run, which wait, and whose cells give way.
 
 Every step takes all decoding sequences (one row each), then prefill rows, oldest prompt first, up to a bounded chunk. When cells
-run out, finished prefixes are evicted first (least recently used), then the youngest running sequence is preempted: it keeps its
-tokens, loses its cells, and is fed again later. So no sequence ever fails because of another.
+run out, finished prefixes give way first (least recently used), then the youngest running sequence is preempted: it keeps its
+tokens, loses its cells, and goes on later. So no sequence ever fails because of another. What loses its cells is copied to the
+host's memory if there is room (`host_cache.py`), and copied back for the next prompt that begins alike.
 
 A parked sequence (its job allows it no more tokens for now) gets no rows. It keeps its place and cells until somebody waits for
 them: then it is set aside, its cells become a prefix like a finished one's, and it queues again, in its old turn, when it may go
@@ -16,16 +17,18 @@ from collections import OrderedDict
 from itertools import count
 from typing import NamedTuple
 
+from atlas.engine.host_cache import Entry, HostCache
 from atlas.engine.radix import Match, PrefixTree
 from atlas.engine.runner import Runner, Tokens
 from atlas.engine.sequence import Sequence
 
 GROWTH_TOKENS = 64  # cells kept ready for each running sequence at admission; chosen, unmeasured
-# A finished prefix that is kept makes every decode row attend over its cells (masked, but computed). After this many rows it has
-# cost about what computing it again would, so it goes (ski rental: at most twice the best). By arithmetic 1,760 rows
-# on a CPU (docs/log.md) and 16,000 for Qwen3-14B on a GPU; chosen between, nearer the CPU's.
-CARRIED_ROWS = 2048
+# A finished prefix that stays in the context makes every decode row attend over its cells (masked, but computed). After this many
+# rows that has cost about what getting it back would (ski rental: at most twice the best), so it goes.
+CARRIED_ROWS = 2048  # if it has to be computed again: by arithmetic 1,760 on a CPU (docs/log.md), 16,000 for Qwen3-14B on a GPU
+CARRIED_ROWS_IF_SAVED = 64  # if it is copied to the host and back
 WORTH_WAITING_TOKENS = 32  # a prompt lets one with a longer common prefix go first; chosen, unmeasured
+WORTH_LOADING_TOKENS = 32  # more than what is in the context anyway; chosen, unmeasured
 
 
 class Part(NamedTuple):
@@ -44,18 +47,42 @@ class Plan(NamedTuple):
     prefill: list[Part]
 
 
-class Scheduler:
-    """Owned by the engine thread; the only one that gives out sequence ids and cells."""
+class Held(NamedTuple):
+    """A finished prefix in the context: its tokens, and how many decode rows had been seen at its last use."""
 
-    def __init__(self, runner: Runner, *, max_running: int, max_cached: int, chunk_tokens: int) -> None:
+    ids: Tokens
+    num_rows: int
+
+
+class Scheduler:
+    """Owned by the engine thread; the only one that gives out sequence ids and cells.
+
+    Args:
+        splits_steps: a step takes as long as all its rows (a CPU), so that a prompt's last rows are better off alone; where it
+            takes as long as reading the weights (a GPU), they go with the others.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        max_running: int,
+        max_cached: int,
+        chunk_tokens: int,
+        host_tokens: int,
+        splits_steps: bool,
+    ) -> None:
         self._runner = runner
+        self._host = HostCache(host_tokens)
+        self._carried_rows = CARRIED_ROWS_IF_SAVED if host_tokens else CARRIED_ROWS
         self._max_running = max_running
         self._max_cached = max_cached
         self._chunk_tokens = chunk_tokens
         self._tree = PrefixTree()
         self._free_ids = list(range(runner.num_sequences))
-        # finished sequences that still hold cells, least recently used first -> decode rows seen at that use
-        self._cached: OrderedDict[int, int] = OrderedDict()
+        self._cached: OrderedDict[int, Held] = OrderedDict()  # by sequence id, least recently used first
+        self._splits_steps = splits_steps
+        self._was_apart = False
         self._num_rows = 0
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._tie = count()
@@ -124,7 +151,14 @@ class Scheduler:
         self._drop_stale()
         limit = self._runner.batch.capacity - len(decode)
         budget = min(limit, self._chunk_tokens) if decode else limit
-        return Plan(decode, self._prefill_parts(budget, reserved=len(decode)))
+        prefill = self._prefill_parts(budget, reserved=len(decode))
+        self._was_apart = self._is_better_apart(decode, prefill)
+        return Plan([] if self._was_apart else decode, prefill)
+
+    def _is_better_apart(self, decode: list[Part], prefill: list[Part]) -> bool:
+        """Whether prompts are done sooner if the decode rows wait a step; they are never left out twice in a row."""
+        is_done = bool(prefill) and all(part.is_last for part in prefill)
+        return self._splits_steps and bool(decode) and is_done and not self._was_apart
 
     def computed(self, part: Part) -> None:
         """The rows of this part have cells now."""
@@ -138,13 +172,15 @@ class Scheduler:
         seq_id, sequence.seq_id = sequence.seq_id, None
         assert seq_id is not None
         if keep and sequence.num_held:
-            self._cached[seq_id] = self._num_rows
+            self._cached[seq_id] = Held(sequence.ids[: sequence.num_held].copy(), self._num_rows)
             self._drop_stale()
         else:
             self._release(seq_id)
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's cells; it goes back to the head of the queue with its tokens."""
+        assert sequence.seq_id is not None
+        self._save(sequence.seq_id, sequence.ids[: sequence.num_held].copy())
         self._put_back(sequence, keep=False)
         self.num_preempted += 1
 
@@ -183,20 +219,41 @@ class Scheduler:
         return parts
 
     def _place(self, sequence: Sequence, parts: list[Part]) -> bool:
-        """Share the longest held prefix; False to wait for a prompt of this step that will hold a longer one."""
+        """Take the longest prefix that is held; False to wait for a prompt of this step that will hold a longer one."""
         match = self._match(sequence)
+        saved = self._host.match(sequence.ids[:-1])
+        longest = max(match.length, saved.length)
         for part in parts:
-            if _common(part.sequence.ids, sequence.ids) > match.length + WORTH_WAITING_TOKENS:
+            if _common(part.sequence.ids, sequence.ids) > longest + WORTH_WAITING_TOKENS:
                 return False
+        if (
+            saved.number is None
+            or saved.length <= match.length + WORTH_LOADING_TOKENS
+            or not self._load(sequence, self._host.take(saved.number), saved.length)
+        ):
+            self._share(sequence, match)
+        sequence.is_placed = True
+        return True
+
+    def _share(self, sequence: Sequence, match: Match) -> None:
         assert sequence.seq_id is not None
         if match.holder is not None:
             self._runner.share(match.holder, sequence.seq_id, match.length)
             if match.holder in self._cached:
-                self._cached.move_to_end(match.holder)
-                self._cached[match.holder] = self._num_rows
+                self._cached[match.holder] = self._cached.pop(match.holder)._replace(num_rows=self._num_rows)
         self._tree.begin(sequence.seq_id, sequence.ids, match.length)
         sequence.num_held = match.length
-        sequence.is_placed = True
+
+    def _load(self, sequence: Sequence, entry: Entry, length: int) -> bool:
+        """Copy a saved prefix into the context; False if it does not fit."""
+        assert sequence.seq_id is not None
+        if self._room(len(entry.ids)) < len(entry.ids) or not self._runner.load(sequence.seq_id, entry.state):
+            return False
+        if length < len(entry.ids):
+            self._runner.drop(sequence.seq_id, length)
+        self._tree.begin(sequence.seq_id, sequence.ids, 0)
+        self._tree.extend(sequence.seq_id, sequence.ids[:length])
+        sequence.num_held = length
         return True
 
     def _match(self, sequence: Sequence) -> Match:
@@ -228,7 +285,7 @@ class Scheduler:
     def _room(self, wanted: int, *, but: Sequence | None = None) -> int:
         """Free cells, after evicting finished prefixes while fewer than `wanted`; for `but`, also after preempting others."""
         while (free := self._runner.context_tokens - self._tree.cells) < wanted and self._cached:
-            self._release(next(iter(self._cached)))
+            self._evict()
         if free <= 0 and but is not None and len(self.running) > 1:
             youngest = self._youngest()
             if youngest is not but:
@@ -241,16 +298,26 @@ class Scheduler:
         return max((s for s in self.running if s.is_placed), key=lambda s: (s.is_parked, _turn(s)))
 
     def _drop_stale(self) -> None:
-        """Finished prefixes beyond their number, or carried longer than computing them again would take."""
+        """Finished prefixes beyond their number, or carried longer than getting them back would take."""
         while self._cached:
-            oldest = next(iter(self._cached))
-            if len(self._cached) <= self._max_cached and self._num_rows - self._cached[oldest] <= CARRIED_ROWS:
+            oldest = next(iter(self._cached.values()))
+            if len(self._cached) <= self._max_cached and self._num_rows - oldest.num_rows <= self._carried_rows:
                 return
-            self._release(oldest)
+            self._evict()
+
+    def _evict(self) -> None:
+        """Take the cells of the finished prefix that was used longest ago."""
+        seq_id, held = next(iter(self._cached.items()))
+        self._save(seq_id, held.ids)
+        self._release(seq_id)
+
+    def _save(self, seq_id: int, ids: Tokens) -> None:
+        if self._host.wants(ids):
+            self._host.put(ids, self._runner.save(seq_id))
 
     def _take_id(self) -> int:
         if not self._free_ids:
-            self._release(next(iter(self._cached)))
+            self._evict()
         return self._free_ids.pop()
 
     def _release(self, seq_id: int) -> None:

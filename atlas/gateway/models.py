@@ -52,8 +52,12 @@ def choose_engine(exchange: Exchange, model: str) -> Engine:
         ModelNotLoaded: it is registered, but another one is loaded.
         EngineUnavailable: nothing is loaded yet.
     """
+    engine, loaded = exchange.deps.engine(), exchange.deps.models.loaded_id()
+    if engine is not None and model == loaded:  # nearly always: nothing else has to be looked at
+        check_allowed(exchange, model)
+        exchange.model = model
+        return engine
     engine = _engine_knowing(exchange, model)
-    loaded = exchange.deps.models.loaded_id()
     if is_atlas(exchange.deps, model):
         raise Unsupported(f"model {ATLAS!r} answers chats: chat completions, messages, responses; use {loaded!r}", param="model")
     if model == engine.capabilities.embeddings != loaded:

@@ -50,10 +50,14 @@ def client_of(scope: HTTPScope, headers: Mapping[str, str], trusted: tuple[str, 
     if peer is None:
         return Client(is_secure=scope["scheme"] == "https")
     if not _is_trusted(peer, trusted):
-        is_direct = FORWARDING_HEADERS.isdisjoint(headers)
-        return Client(str(peer), scope["scheme"] == "https", peer.is_loopback and is_direct)
+        return _direct(peer, is_secure=scope["scheme"] == "https", is_forwarded=not FORWARDING_HEADERS.isdisjoint(headers))
     proto = headers.get("x-forwarded-proto", "").rpartition(",")[2].strip().lower()
     return Client(str(_behind(peer, headers.get("x-forwarded-for", ""), trusted)), proto == "https")
+
+
+@lru_cache(maxsize=4096)
+def _direct(peer: Address, *, is_secure: bool, is_forwarded: bool) -> Client:
+    return Client(str(peer), is_secure, peer.is_loopback and not is_forwarded)
 
 
 def _behind(peer: Address, forwarded: str, trusted: tuple[str, ...]) -> Address:

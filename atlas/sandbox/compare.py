@@ -9,10 +9,13 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from atlas.sandbox.inside.values import DEPTH_LIMIT, Encoded, Malformed
+from atlas.sandbox.inside.values import DEPTH_LIMIT, Malformed
 from atlas.types import Compare
+
+if TYPE_CHECKING:
+    from atlas.sandbox.inside.values import Encoded
 
 _LIKE_DICT = ("dict", "Counter", "OrderedDict", "defaultdict")  # a literal can only expect the first
 _UNORDERED = ("set", "frozenset")

@@ -49,6 +49,9 @@ class Running:
     def post(self, path: str, body: object) -> httpx.Response:
         return httpx.post(self.url + path, json=body, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
 
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
+
     def metric(self, name: str, **labels: str) -> float:
         """Sum over the samples of this name that carry these labels."""
         samples = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", self._metrics(), re.MULTILINE)
@@ -56,7 +59,7 @@ class Running:
         return sum(float(value) for found, value in samples if all(pair in found for pair in wanted))
 
     def _metrics(self) -> str:
-        return httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {KEY}"}, timeout=60).text
+        return self.get("/metrics").text
 
     def stop(self) -> None:
         if self.process.poll() is None:

@@ -171,7 +171,7 @@ async def test_a_finished_answer_is_the_prefix_of_the_next_turn() -> None:
 
 
 async def test_finished_prefixes_are_kept_by_number_and_until_carrying_them_costs_more() -> None:
-    async with running(ggufs.tiny_random(), cached_sequences=2) as engine:
+    async with running(ggufs.tiny_random(), cached_sequences=2, host_cache_tokens=0) as engine:
         for name in "abc":
             await generate(engine, Prompt(text=name * 100, max_tokens=2, sampling=GREEDY))
         assert engine.stats().cells_used == 2 * 101
@@ -192,6 +192,21 @@ async def test_a_long_prompt_does_not_stop_running_answers() -> None:
             seen += 1
         assert seen >= 3000 // 64
         running_answer.cancel()
+
+
+async def test_on_a_cpu_a_short_prompt_does_not_wait_for_the_decode_rows_of_others() -> None:
+    """Its step has no row of the answer that runs, whose turn is the next."""
+    async with running(ggufs.tiny_random()) as engine:
+        others = await engine.submit(Prompt(text="go", max_tokens=900, sampling=GREEDY))
+        await anext(aiter(others))
+        steps, tokens = engine.stats().steps, others.num_generated
+        for name in "abcdefghij":
+            await generate(engine, Prompt(text=name * 20, max_tokens=1, sampling=GREEDY))
+            await others.reached(others.num_generated + 1)
+        without_them = engine.stats().steps - steps - (others.num_generated - tokens)
+        assert without_them >= 8, "one for each of ten prompts, give or take what is under way at both ends"
+        others.cancel()
+        await others.all()
 
 
 async def test_logprobs_are_the_models_own() -> None:

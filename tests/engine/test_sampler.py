@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from atlas.engine.runner import Candidates, Chain
+from atlas.engine.chain import Candidates, Chain
 from atlas.engine.sampler import NOTHING_ALLOWED, Choice, Recommended, Sampler, Want, sample
 from atlas.types import Sampling
 
@@ -32,7 +32,7 @@ def sampler(**given: float) -> Sampler:
 
 def draw(rows: np.ndarray, samplers: list[Sampler], *, top: int | None = None) -> list[Choice]:
     wants = [Want(each, None, top) for each in samplers]
-    return [choice for choice, _ in sample(rows.copy(), wants, Candidates(rows.shape[1]))]
+    return [choice for choice, _ in sample(rows.copy(), wants, Candidates())]
 
 
 @pytest.mark.parametrize("vocab", [SMALL, VOCAB, VOCAB + 17])
@@ -43,11 +43,12 @@ def test_a_seed_gives_the_token_of_the_full_chain(vocab: int, temperature: float
     fast = [
         draw(rows[i : i + 1], [sampler(temperature=temperature, top_k=top_k, top_p=0.95, seed=i)])[0].token for i in range(30)
     ]
-    everything, scratch = np.arange(vocab, dtype=np.int32), Candidates(vocab)
-    full = [
-        Chain(seed=i, temperature=temperature, top_k=top_k, top_p=0.95, min_p=0.0).select(scratch, everything, rows[i])
-        for i in range(30)
-    ]
+    everything, scratch = np.arange(vocab, dtype=np.int32), Candidates()
+    full = []
+    for i in range(30):
+        scratch.fill(everything, rows[i])
+        chain = Chain(seed=i, temperature=temperature, top_k=top_k, top_p=0.95, min_p=0.0)
+        full.append(scratch.draw(chain, 0, vocab)[0])
     assert fast == full
 
 
@@ -70,7 +71,7 @@ def test_rows_do_not_influence_each_other() -> None:
 
 def test_flat_rows_without_top_k_keep_every_token() -> None:
     """A uniform distribution must stay one: 4,000 draws over 2,048 tokens hit more than 1,500 different ones (expected 1,758)."""
-    row, scratch = np.zeros((1, SMALL), np.float32), Candidates(SMALL)
+    row, scratch = np.zeros((1, SMALL), np.float32), Candidates()
     each = sampler(temperature=1.0, top_k=0, top_p=1.0)
     tokens = {sample(row.copy(), [Want(each, None, None)], scratch)[0][0].token for _ in range(4000)}
     assert len(tokens) > 1500
@@ -80,7 +81,7 @@ def test_draws_follow_the_distribution() -> None:
     """20,000 draws over three tokens; the bound is 5 standard deviations: by chance it fails less than once in a million runs."""
     row = np.full((1, SMALL), -np.inf, np.float32)
     row[0, [5, 6, 7]] = np.log([0.5, 0.3, 0.2])
-    each, scratch = sampler(temperature=1.0, top_k=0, top_p=1.0), Candidates(SMALL)
+    each, scratch = sampler(temperature=1.0, top_k=0, top_p=1.0), Candidates()
     tokens = [sample(row.copy(), [Want(each, None, None)], scratch)[0][0].token for _ in range(20_000)]
     for token, share in ((5, 0.5), (6, 0.3), (7, 0.2)):
         assert tokens.count(token) / 20_000 == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / 20_000))
@@ -109,7 +110,7 @@ def test_a_row_without_allowed_tokens_ends_the_answer() -> None:
 def test_exact_logprobs_are_those_of_the_whole_row(vocab: int) -> None:
     rows = logits(2, vocab=vocab)
     wants = [Want(sampler(temperature=0.0), None, 5), Want(sampler(temperature=0.0), None, None)]
-    (choice, exact), (_, none) = sample(rows.copy(), wants, Candidates(vocab))
+    (choice, exact), (_, none) = sample(rows.copy(), wants, Candidates())
     assert none is None
     assert exact is not None
     probabilities = np.exp(rows[0].astype(np.float64) - rows[0].max())

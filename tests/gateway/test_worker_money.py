@@ -139,6 +139,31 @@ def test_each_task_is_paid_by_its_own_owner(redis: Server, tmp_path: Path) -> No
             assert usage.completion_tokens == shop.run_of(task_id).num_tokens
 
 
+def test_chats_beside_another_owners_task_of_twenty_are_paid_by_who_chats(redis: Server, tmp_path: Path) -> None:
+    """Both run at once, and each request is one row, of its own owner, with the tokens it was told."""
+    engine = ScriptedEngine(
+        [" ".join(map(str, range(3000)))], model="scripted", delay_s=0.01
+    )  # half a minute, unless it is cancelled
+    with open_shop(redis, tmp_path / "data", engine) as shop:
+        store = shop.running.deps.store
+        people = settle(store)
+        solver = store.keys.verify(store.keys.mint("k", owner=people.member.id).key)
+        headers = {"authorization": f"Bearer {store.keys.mint('k', owner=people.other.id).key}"}
+        task_id = shop.submit(replace(TASK, route=Route(k=20, max_attempts=50)), who=solver)
+        body = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+        with shop.worker(), shop.running.http(**headers) as http:
+            wait_for(lambda: len(engine.prompts) >= 1, 30)
+            told = [http.post("/v1/chat/completions", json=body).json()["usage"]["total_tokens"] for _ in range(3)]
+            assert not shop.task(task_id).is_closed
+            shop.do(shop.journal.cancel(task_id))
+            assert shop.closed(task_id).outcome == "cancelled"
+        [task] = shop.usage(task_id)
+        assert (task.owner, task.state) == (people.member.id, "aborted")
+        others = [row for row in store.usage.recent(limit=1000) if row.request_id != task.request_id]
+        assert [row.owner for row in others] == [people.other.id] * 3
+        assert sorted(row.prompt_tokens + row.completion_tokens for row in others) == sorted(told)
+
+
 def test_a_disabled_owner_has_nothing_done(redis: Server, tmp_path: Path) -> None:
     with open_shop(redis, tmp_path / "data") as shop:
         store = shop.running.deps.store

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import ast
 import random
+from pathlib import Path
 
 import pytest
 
 from nano.benchmark import BENCHMARK_FILE, DEPTHS, TASKS_PER_CELL, excluded_programs, freeze, load_benchmark
+from nano.mistakes import wrong_program
 from nano.primitives import FILTERS, LISTS, MAPS, REDUCERS, SOURCES
-from nano.tasks import NUM_HIDDEN, NUM_VISIBLE, STYLES, Task, draw_program, function_of, make_task, parse_program
+from nano.tasks import (
+    NUM_HIDDEN,
+    NUM_VISIBLE,
+    STYLES,
+    Task,
+    draw_argument,
+    draw_program,
+    function_of,
+    make_task,
+    parse_program,
+    render,
+)
 
 NUM_TASKS = 400
+EXAMPLES = Path(__file__).parents[2] / "examples" / "tasks"
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +111,19 @@ def test_no_constant_answers_a_benchmark_task() -> None:
     for task in load_benchmark():
         results = [result for _, result in task.hidden]
         assert max(map(results.count, results)) <= len(results) * 2 // 3
+
+
+def test_the_tests_of_the_shipped_example_are_passed_by_no_wrong_program() -> None:
+    """Programs that are one step, constant or order away from it, and that really do something else."""
+    rng, program = random.Random(1), parse_program("rows > unique > add 6 > positive > reverse > min")
+    arguments = [draw_argument(program, rng) for _ in range(500)]
+    cases = [node.test for node in ast.parse((EXAMPLES / "rows_tests.txt").read_text()).body if isinstance(node, ast.Assert)]
+    given = [(ast.literal_eval(case.left.args[0]), ast.literal_eval(case.comparators[0])) for case in cases]  # type: ignore[attr-defined]  # all are calls
+    right = function_of(render(program, "convert", "steps"), "convert")
+    assert [right(argument) for argument, _ in given] == [expected for _, expected in given]
+    others = {wrong_program(program, rng) for _ in range(1000)}
+    wrong = [function_of(render(other, "convert", "steps"), "convert") for other in others]
+    wrong = [other for other in wrong if any(repr(other(argument)) != repr(right(argument)) for argument in arguments)]
+    assert len(wrong) > 100
+    passing = [other for other in wrong if all(repr(other(argument)) == repr(expected) for argument, expected in given)]
+    assert len(passing) == 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # see frames.py
+    from typing import Any
 
 TEXT_LIMIT = 2000
 TRACE_LIMIT = 4000

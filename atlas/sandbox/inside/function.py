@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import time
-from types import ModuleType
-from typing import Any
 
 from atlas.sandbox.inside import faults, loading, values
 from atlas.sandbox.inside.frames import Channel
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # see frames.py
+    from types import ModuleType
+    from typing import Any
+
+OFTEN_USED = "collections", "datetime", "decimal", "fractions", "traceback", "typing"
 REHEARSALS = 20  # after eight calls the interpreter writes a function anew in its final form
 SAMPLE = b"def add(a, b):\n    return a + b\n"
 
 
 def warm() -> None:
-    """Use what every run uses, so that no box has to be the first."""
+    """Import what many candidates use and failures are told with; use what every run uses. So no box has to be the first."""
+    for name in OFTEN_USED:
+        __import__(name)
     report = Channel(-1, os.open(os.devnull, os.O_WRONLY))
     keywords = values.encode({})
     for args in [values.encode([1, "x"]), *[values.encode([1, 2])] * REHEARSALS]:  # the first of them is an error

@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import os
 import sys
-import traceback  # noqa: F401 - warm: the first failing case shall not wait for it
-from collections.abc import Callable
-from types import CodeType, ModuleType
-from typing import Any
 
 from atlas.sandbox.inside import faults
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # see frames.py
+    from collections.abc import Callable
+    from types import CodeType, ModuleType
+    from typing import Any
 
 NAME = "solution"
 FILE = "solution.py"
@@ -48,7 +50,7 @@ def compile_file(path: str) -> CodeType:
 
 
 def new_module(name: str, path: str) -> ModuleType:
-    module = ModuleType(name)
+    module = type(sys)(name)
     module.__dict__.update(__file__=path, __builtins__=builtins)
     sys.modules[name] = module
     return module

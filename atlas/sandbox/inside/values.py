@@ -5,19 +5,24 @@ an instance of a subclass does not travel, because what it does when it is compa
 
 Between two boxes containers keep their identity (`Track`): both sides number them in the order they appear, so that a list
 that comes back is the list that was sent, and what was changed in it is changed in the original.
+
+Imported by fresh interpreters: types that the candidate would have to import itself are looked for only where it has (frames.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
-from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
-from fractions import Fraction
-from operator import is_
-from types import NoneType
-from typing import Any
+import sys
+from _operator import is_
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime, time
+    from typing import Any
+
+    Encoded = Any  # JSON
+    Track = list[Any]  # containers that can be changed, in the order both sides met them
 
 DEPTH_LIMIT = 60
 SIZE_LIMIT_BYTES = 4 * 1024 * 1024
@@ -25,9 +30,6 @@ _SMALL_INT = 1 << 63
 _ELEMENT_BYTES = 2  # least a value takes
 _CONTAINER_BYTES = 8  # and least a container takes besides: the pool reads a bounded number of them (supervision.py)
 _UNKNOWN_TEXT = 60
-
-Encoded = Any  # JSON
-Track = list[Any]  # containers that can be changed, in the order both sides met them
 
 
 class NotPlain(TypeError):
@@ -98,7 +100,7 @@ class _Encoder:
         if scalar is not None:
             self._take(len(value) if kind is str else _ELEMENT_BYTES)
             return scalar(value)
-        if self._track is not None and kind in _MUTABLE:
+        if self._track is not None and _tag_of(kind) in _MUTABLE:
             if id(value) in self._known:
                 return {"ref": self._known[id(value)]}
             self._known[id(value)] = len(self._track)
@@ -110,16 +112,17 @@ class _Encoder:
         if depth >= DEPTH_LIMIT:
             raise NotPlain(f"a value nested deeper than {DEPTH_LIMIT}")
         self._take(_CONTAINER_BYTES)
-        if kind is list:
+        tag = _tag_of(kind)
+        if tag == "list":
             return self._sequence(value, depth)
-        if kind in _SEQUENCES:
-            return {_SEQUENCES[kind]: self._sequence(value, depth)}
-        if kind in _MAPPINGS:
+        if tag in _SEQUENCES:
+            return {tag: self._sequence(value, depth)}
+        if tag in _MAPPINGS:
             self._take(_ELEMENT_BYTES * len(value))
             inner = depth + 1
-            return {_MAPPINGS[kind]: [[self.encode(key, inner), self.encode(item, inner)] for key, item in value.items()]}
-        if kind in _ATOMS:
-            tag, content = _ATOMS[kind](value)
+            return {tag: [[self.encode(key, inner), self.encode(item, inner)] for key, item in value.items()]}
+        if tag in _ATOMS:
+            content = _ATOMS[tag](value)
             self._take(len(content) if isinstance(content, str) else _ELEMENT_BYTES)
             return {tag: content}
         encoded = self._extra(value) if self._extra else None
@@ -151,7 +154,24 @@ def _is_bare(kind: type, items: list[Any]) -> bool:
         return "".join(items).isascii()
     if kind is float:
         return math.isfinite(sum(items))
-    return kind is bool or kind is NoneType
+    return kind is bool or kind is _NONE
+
+
+def _tag_of(kind: type) -> str:
+    """What a type that travels is called; "" for any other."""
+    tag = _TAGS.get(kind)
+    if tag is None:
+        name = kind.__name__
+        home = sys.modules.get(_HOMES.get(name, ""))
+        tag = _TAGS[kind] = name if home is not None and getattr(home, name, None) is kind else ""
+    return tag
+
+
+def _type_of(tag: str) -> Any:
+    """The type that is called so."""
+    home = _HOMES.get(tag, "builtins")
+    __import__(home)
+    return getattr(sys.modules[home], tag)
 
 
 def _name_of(kind: type) -> str:
@@ -183,38 +203,43 @@ def _encode_float(value: float) -> Encoded:
     return value if math.isfinite(value) else {"float": repr(value)}
 
 
-def _encode_moment(value: datetime | time) -> tuple[str, str]:
-    if value.tzinfo is not None and type(value.tzinfo) is not timezone:
+def _encode_moment(value: datetime | time) -> str:
+    if value.tzinfo is not None and type(value.tzinfo) is not _type_of("timezone"):
         raise NotPlain(f"a {type(value).__name__} in a time zone that is more than an offset")
-    return type(value).__name__, value.isoformat()
+    return value.isoformat()
 
 
+_NONE = type(None)
 _SCALARS: dict[type, Callable[[Any], Encoded]] = {
-    NoneType: _same,
+    _NONE: _same,
     bool: _same,
     str: _encode_str,
     int: _encode_int,
     float: _encode_float,
 }
-_SEQUENCES: dict[type, str] = {tuple: "tuple", set: "set", frozenset: "frozenset", deque: "deque"}
-_MAPPINGS: dict[type, str] = {
-    dict: "dict",
-    Counter: "Counter",
-    OrderedDict: "OrderedDict",
-    defaultdict: "defaultdict",  # what it makes for a missing key stays behind
+_TAGS: dict[type, str] = {
+    kind: kind.__name__ for kind in (list, tuple, set, frozenset, dict, bytes, bytearray, complex, range)
+}  # types seen so far
+_HOMES = {
+    **dict.fromkeys(("Counter", "OrderedDict", "defaultdict", "deque"), "collections"),
+    **dict.fromkeys(("date", "datetime", "time", "timedelta", "timezone"), "datetime"),
+    "Decimal": "decimal",
+    "Fraction": "fractions",
 }
-_MUTABLE = frozenset({list, set, bytearray, deque, *_MAPPINGS})
-_ATOMS: dict[type, Callable[[Any], tuple[str, Any]]] = {
-    bytes: lambda value: ("bytes", value.hex()),
-    bytearray: lambda value: ("bytearray", value.hex()),
-    complex: lambda value: ("complex", [_encode_float(value.real), _encode_float(value.imag)]),
-    range: lambda value: ("range", [_encode_int(part) for part in (value.start, value.stop, value.step)]),
-    Decimal: lambda value: ("Decimal", str(value)),
-    Fraction: lambda value: ("Fraction", [_encode_int(value.numerator), _encode_int(value.denominator)]),
-    datetime: _encode_moment,
-    time: _encode_moment,
-    date: lambda value: ("date", value.isoformat()),
-    timedelta: lambda value: ("timedelta", [value.days, value.seconds, value.microseconds]),
+_SEQUENCES = frozenset({"tuple", "set", "frozenset", "deque"})
+_MAPPINGS = frozenset({"dict", "Counter", "OrderedDict", "defaultdict"})  # what the last makes for a missing key stays behind
+_MUTABLE = frozenset({"list", "set", "bytearray", "deque", *_MAPPINGS})
+_ATOMS: dict[str, Callable[[Any], Any]] = {
+    "bytes": lambda value: value.hex(),
+    "bytearray": lambda value: value.hex(),
+    "complex": lambda value: [_encode_float(value.real), _encode_float(value.imag)],
+    "range": lambda value: [_encode_int(part) for part in (value.start, value.stop, value.step)],
+    "Decimal": str,
+    "Fraction": lambda value: [_encode_int(value.numerator), _encode_int(value.denominator)],
+    "datetime": _encode_moment,
+    "time": _encode_moment,
+    "date": lambda value: value.isoformat(),
+    "timedelta": lambda value: [value.days, value.seconds, value.microseconds],
 }
 
 
@@ -238,9 +263,8 @@ class _Decoder:
 
     def _tagged(self, tag: str, content: Any, depth: int) -> Any:
         if tag in _FILLED:
-            container = self._met(_FILLED[tag][0]())
-            fill = _FILLED[tag][1]
-            fill(container, self._items(tag, content, depth))
+            container = self._met(_type_of(tag)())
+            _FILLED[tag](container, self._items(tag, content, depth))
             return container
         if tag in _MADE:
             return _MADE[tag](self._items(tag, content, depth))
@@ -264,7 +288,7 @@ class _Decoder:
     def _items(self, tag: str, content: Any, depth: int) -> list[Any]:
         if type(content) is not list:
             raise Malformed(f"a {tag} of no list")
-        if tag in _PAIRED:
+        if tag in _MAPPINGS:
             return [(self.decode(key, depth + 1), self.decode(value, depth + 1)) for key, value in content]
         return [self.decode(item, depth + 1) for item in content]
 
@@ -279,14 +303,10 @@ def _fill_mapping(container: Any, pairs: list[tuple[Any, Any]]) -> None:
         container[key] = value
 
 
-_PAIRED = frozenset(_MAPPINGS.values())
-_FILLED: dict[str, tuple[Callable[[], Any], Callable[[Any, list[Any]], None]]] = {
-    "set": (set, lambda container, items: container.update(items)),
-    "deque": (deque, lambda container, items: container.extend(items)),
-    "dict": (dict, _fill_mapping),
-    "Counter": (Counter, _fill_mapping),
-    "OrderedDict": (OrderedDict, _fill_mapping),
-    "defaultdict": (defaultdict, _fill_mapping),
+_FILLED: dict[str, Callable[[Any, list[Any]], None]] = {
+    "set": lambda container, items: container.update(items),
+    "deque": lambda container, items: container.extend(items),
+    **dict.fromkeys(_MAPPINGS, _fill_mapping),
 }
 _MADE: dict[str, Callable[[list[Any]], Any]] = {"tuple": tuple, "frozenset": frozenset}
 _ATOMS_BACK: dict[str, Callable[[Any, _Decoder], Any]] = {
@@ -296,12 +316,12 @@ _ATOMS_BACK: dict[str, Callable[[Any, _Decoder], Any]] = {
     "bytes": lambda content, _: bytes.fromhex(content),
     "complex": lambda content, decoder: complex(*(decoder.decode(part, DEPTH_LIMIT) for part in content)),
     "range": lambda content, decoder: range(*(decoder.decode(part, DEPTH_LIMIT) for part in content)),
-    "Decimal": lambda content, _: Decimal(content),
-    "Fraction": lambda content, decoder: Fraction(*(decoder.decode(part, DEPTH_LIMIT) for part in content)),
-    "datetime": lambda content, _: datetime.fromisoformat(content),
-    "time": lambda content, _: time.fromisoformat(content),
-    "date": lambda content, _: date.fromisoformat(content),
-    "timedelta": lambda content, _: timedelta(*content),
+    "Decimal": lambda content, _: _type_of("Decimal")(content),
+    "Fraction": lambda content, decoder: _type_of("Fraction")(*(decoder.decode(part, DEPTH_LIMIT) for part in content)),
+    "datetime": lambda content, _: _type_of("datetime").fromisoformat(content),
+    "time": lambda content, _: _type_of("time").fromisoformat(content),
+    "date": lambda content, _: _type_of("date").fromisoformat(content),
+    "timedelta": lambda content, _: _type_of("timedelta")(*content),
 }
 
 
@@ -338,4 +358,4 @@ def replace_content(container: Any, content: Any) -> None:
         container[:] = content
         return
     container.clear()
-    (container.extend if isinstance(container, deque) else container.update)(content)
+    (container.extend if _tag_of(type(container)) == "deque" else container.update)(content)

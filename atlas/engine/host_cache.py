@@ -1,0 +1,79 @@
+"""Finished prefixes in the host's memory: KV cells cost every step that looks past them, a copy outside the context costs none.
+
+Owned by the engine thread, like the cells. An entry is the whole state of one sequence, as llama.cpp writes it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from atlas.engine.radix import PrefixTree
+from atlas.engine.runner import State, Tokens
+
+
+class Entry(NamedTuple):
+    """Tokens, (n,), and the cells that were computed for them."""
+
+    ids: Tokens
+    state: State
+
+
+class Found(NamedTuple):
+    """How much of a prompt an entry covers, and the entry; nothing at length 0."""
+
+    length: int
+    number: int | None
+
+
+class HostCache:
+    """The entries used last, as many as hold `limit_tokens` together. What another entry begins with is not kept twice."""
+
+    def __init__(self, limit_tokens: int) -> None:
+        self._limit_tokens = limit_tokens
+        self._tree = PrefixTree()
+        self._entries: OrderedDict[int, Entry] = OrderedDict()  # least recently used first
+        self._num_put = 0
+        self.num_tokens = 0
+        self.num_bytes = 0
+
+    def wants(self, ids: Tokens) -> bool:
+        """Whether an entry for these tokens would be kept, and would be new."""
+        if not 0 < len(ids) <= self._limit_tokens:
+            return False
+        length, holder = self._tree.match(ids)
+        if holder is None or length < len(ids):
+            return True
+        self._entries.move_to_end(holder)
+        return False
+
+    def put(self, ids: Tokens, state: State) -> None:
+        """Keep what `wants` has asked for."""
+        length, holder = self._tree.match(ids)
+        if holder is not None and length == len(self._entries[holder].ids):
+            self._drop(holder)  # the new one begins with it
+            length = self._tree.match(ids).length
+        self._num_put += 1
+        self._tree.begin(self._num_put, ids, length)
+        if length < len(ids):
+            self._tree.extend(self._num_put, ids[length:])
+        self._entries[self._num_put] = Entry(ids, state)
+        self.num_tokens += len(ids)
+        self.num_bytes += state.nbytes
+        while self.num_tokens > self._limit_tokens:
+            self._drop(next(iter(self._entries)))
+
+    def match(self, prompt: Tokens) -> Found:
+        """The longest prefix of `prompt` that some entry begins with. Changes nothing."""
+        return Found(*self._tree.match(prompt))
+
+    def take(self, number: int) -> Entry:
+        """An entry that `match` has found; it stays, as the one used last."""
+        self._entries.move_to_end(number)
+        return self._entries[number]
+
+    def _drop(self, number: int) -> None:
+        entry = self._entries.pop(number)
+        self._tree.release(number)
+        self.num_tokens -= len(entry.ids)
+        self.num_bytes -= entry.state.nbytes
