@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Literal
 
 import msgspec
 
+from atlas.errors import SandboxUnavailable
 from atlas.sandbox.boxes import BoxResult, BoxSpec
 from atlas.sandbox.native import NativeBoxes
 from atlas.sandbox.watch import MemoryWatch, children
 from atlas.sandbox.zygotes import Configuration, Zygote
 
+ON_DISK = "/tmp"  # noqa: S108  where a starter, whose environment is empty, makes the directories of its boxes
 STARTER = "lite"  # one starter serves all profiles: what a runner imports, each run imports
 
 
@@ -32,10 +35,22 @@ class ExecBoxes(NativeBoxes):
         """There is nothing that could be warm."""
 
     async def run(self, spec: BoxSpec) -> BoxResult:
+        self._check_room(spec)
         return await super().run(_with_keeper(spec))
 
     async def run_pair(self, tests: BoxSpec, candidate: BoxSpec) -> tuple[BoxResult, BoxResult]:
+        self._check_room(candidate)
         return await super().run_pair(_with_keeper(tests), _with_keeper(candidate))
+
+    def _check_room(self, spec: BoxSpec) -> None:
+        """A disk of the host that is full must not look like a limit that the program has met.
+
+        Raises:
+            SandboxUnavailable: the program may write more than there is room for.
+        """
+        free, wanted = shutil.disk_usage(ON_DISK).free, spec.limits.disk_bytes
+        if self.tier != "bwrap" and free < wanted:
+            raise SandboxUnavailable(f"{ON_DISK} has {free} bytes free, and a program may write {wanted}: make room there")
 
     async def _choose(self, profile: str) -> Zygote:
         return await super()._choose(STARTER)

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from atlas.errors import SandboxUnavailable
@@ -15,7 +16,7 @@ from atlas.sandbox.contract_promises import PROMISES
 from atlas.sandbox.native import NativeBoxes
 from atlas.sandbox.tiers import make
 from atlas.settings import SandboxSettings
-from atlas.types import Tier
+from atlas.types import RunLimits, Tier
 from tests.sandbox.as_user import needs_root, run_tests_as_user
 
 SETTINGS = SandboxSettings(slots=2, min_tier="landlock")
@@ -42,6 +43,15 @@ async def test_every_promise_of_a_tier_is_kept(boxes: NativeBoxes) -> None:
 @needs_root
 def test_every_promise_is_kept_for_an_ordinary_user_as_well() -> None:
     run_tests_as_user(f"{__file__}::{test_every_promise_of_a_tier_is_kept.__name__}")
+
+
+@pytest.mark.parametrize("boxes", ["landlock", "none"], indirect=True)
+async def test_a_disk_of_the_host_that_is_full_is_our_failure(boxes: NativeBoxes) -> None:
+    """These boxes have their files on it. No disk is filled for this: the program may write more than any holds."""
+    spec = BoxSpec(runner="run", payload={}, files={"main.py": "print(1)"}, limits=RunLimits(disk_bytes=1 << 60))
+    with pytest.raises(SandboxUnavailable, match=r"/tmp has .* bytes free, and a program may write 1152921504606846976"):
+        await boxes.run(spec)
+    assert (await boxes.run(msgspec.structs.replace(spec, limits=RunLimits()))).stdout == b"1\n"
 
 
 class Liar:
