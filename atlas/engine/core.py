@@ -223,12 +223,12 @@ class Core:
         batch = self._runner.batch
         batch.clear()
         if decode:
-            rows = [(part.sequence.seq_id or 0, part.start, part.sequence.last_token) for part in decode]
-            batch.add_each(*zip(*rows, strict=True))
+            batch.add_each(
+                [_placed(part) for part in decode], [part.start for part in decode], [int(part.tokens[0]) for part in decode]
+            )
         for part in prefill:
-            assert part.sequence.seq_id is not None
             self._announce(part.sequence)
-            batch.add(part.sequence.seq_id, part.start, part.tokens, output=part.is_last)
+            batch.add(_placed(part), part.start, part.tokens, output=part.is_last)
 
     def _decode(self, *, features: bool) -> bool:
         started = time.perf_counter()
@@ -310,6 +310,12 @@ class Core:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop has closed: nobody is left to tell
             self._is_stopping = True
+
+
+def _placed(part: Part) -> int:
+    """The sequence id of rows that are computed now."""
+    assert part.sequence.seq_id is not None
+    return part.sequence.seq_id
 
 
 def _hand_over(news: dict[Group, News]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import NamedTuple
 
-from atlas.engine.radix import PrefixTree
+from atlas.engine.radix import Match, PrefixTree
 from atlas.engine.runner import State, Tokens
 
 
@@ -17,13 +17,6 @@ class Entry(NamedTuple):
 
     ids: Tokens
     state: State
-
-
-class Found(NamedTuple):
-    """How much of a prompt an entry covers, and the entry; nothing at length 0."""
-
-    length: int
-    number: int | None
 
 
 class HostCache:
@@ -35,7 +28,6 @@ class HostCache:
         self._entries: OrderedDict[int, Entry] = OrderedDict()  # least recently used first
         self._num_put = 0
         self.num_tokens = 0
-        self.num_bytes = 0
 
     def wants(self, ids: Tokens) -> bool:
         """Whether an entry for these tokens would be kept, and would be new."""
@@ -59,13 +51,12 @@ class HostCache:
             self._tree.extend(self._num_put, ids[length:])
         self._entries[self._num_put] = Entry(ids, state)
         self.num_tokens += len(ids)
-        self.num_bytes += state.nbytes
         while self.num_tokens > self._limit_tokens:
             self._drop(next(iter(self._entries)))
 
-    def match(self, prompt: Tokens) -> Found:
-        """The longest prefix of `prompt` that some entry begins with. Changes nothing."""
-        return Found(*self._tree.match(prompt))
+    def match(self, prompt: Tokens) -> Match:
+        """The longest prefix of `prompt` that some entry begins with; its holder is the entry. Changes nothing."""
+        return self._tree.match(prompt)
 
     def take(self, number: int) -> Entry:
         """An entry that `match` has found; it stays, as the one used last."""
@@ -76,4 +67,3 @@ class HostCache:
         entry = self._entries.pop(number)
         self._tree.release(number)
         self.num_tokens -= len(entry.ids)
-        self.num_bytes -= entry.state.nbytes

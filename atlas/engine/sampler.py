@@ -135,7 +135,7 @@ class Sampler:
     def choose(self, scratch: Candidates, kept: Kept, row: int) -> Choice:
         """Draw among the kept tokens of a row; the scratch holds those of all rows."""
         best, (first, last) = kept.best[row], kept.edges[row : row + 2]
-        if best == -math.inf:
+        if first == last or best == -math.inf:  # not one logit of the row is a number, or nothing is allowed
             return NOTHING_ALLOWED
         if self._chain is None:
             token, logit = int(kept.ids[first + int(kept.logits[first:last].argmax())]), best
@@ -220,8 +220,9 @@ def _raise_floors(floor: Rows, logits: Rows, peaks: Rows, samplers: list[Sampler
 def _kept(rows: Tokens, ids: Tokens, logits: Rows, best: Rows, totals: list[float | None]) -> Kept:
     """`totals`: of whole rows, where what is kept falls short of them."""
     edges = np.searchsorted(rows, np.arange(len(totals) + 1))
+    filled, sums = np.flatnonzero(np.diff(edges)), np.ones(len(best), np.float32)
     with np.errstate(invalid="ignore"):  # a row where nothing is allowed
-        sums = np.add.reduceat(np.exp(logits - best[rows]), edges[:-1])
+        sums[filled] = np.add.reduceat(np.exp(logits - best[rows]), edges[filled])
         counted = (best + np.log(sums)).tolist()
     log_totals = [own if own is not None else count for own, count in zip(totals, counted, strict=True)]
     return Kept(ids, logits, edges.tolist(), best.tolist(), log_totals)

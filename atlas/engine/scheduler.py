@@ -17,7 +17,7 @@ from collections import OrderedDict
 from itertools import count
 from typing import NamedTuple
 
-from atlas.engine.host_cache import Entry, HostCache
+from atlas.engine.host_cache import HostCache
 from atlas.engine.radix import Match, PrefixTree
 from atlas.engine.runner import Runner, Tokens
 from atlas.engine.sequence import Sequence
@@ -147,13 +147,14 @@ class Scheduler:
         """The next step's rows; makes room for them."""
         self._make_room_for_decoding()
         decode = [Part(s, s.num_held, s.to_feed, True) for s in self.running if s.is_decoding and not s.is_parked]
-        self._num_rows += len(decode)
         self._drop_stale()
         limit = self._runner.batch.capacity - len(decode)
         budget = min(limit, self._chunk_tokens) if decode else limit
         prefill = self._prefill_parts(budget, reserved=len(decode))
         self._was_apart = self._is_better_apart(decode, prefill)
-        return Plan([] if self._was_apart else decode, prefill)
+        plan = Plan([] if self._was_apart else decode, prefill)
+        self._num_rows += len(plan.decode)
+        return plan
 
     def _is_better_apart(self, decode: list[Part], prefill: list[Part]) -> bool:
         """Whether prompts are done sooner if the decode rows wait a step; they are never left out twice in a row."""
@@ -206,7 +207,7 @@ class Scheduler:
         for sequence in list(self.running):
             if sequence.seq_id is None or sequence.is_decoding or budget <= 0:
                 continue
-            if not sequence.is_placed and not self._place(sequence, parts):
+            if not sequence.is_placed and not self._place(sequence, parts, reserved=reserved):
                 continue
             wanted = min(budget, len(sequence.to_feed))
             room = self._room(wanted + reserved, but=None if reserved else sequence) - reserved
@@ -218,7 +219,7 @@ class Scheduler:
                 reserved += len(tokens)
         return parts
 
-    def _place(self, sequence: Sequence, parts: list[Part]) -> bool:
+    def _place(self, sequence: Sequence, parts: list[Part], *, reserved: int) -> bool:
         """Take the longest prefix that is held; False to wait for a prompt of this step that will hold a longer one."""
         match = self._match(sequence)
         saved = self._host.match(sequence.ids[:-1])
@@ -226,12 +227,9 @@ class Scheduler:
         for part in parts:
             if _common(part.sequence.ids, sequence.ids) > longest + WORTH_WAITING_TOKENS:
                 return False
-        if (
-            saved.number is None
-            or saved.length <= match.length + WORTH_LOADING_TOKENS
-            or not self._load(sequence, self._host.take(saved.number), saved.length)
-        ):
-            self._share(sequence, match)
+        is_worth_it = saved.holder is not None and saved.length > match.length + WORTH_LOADING_TOKENS
+        if not (is_worth_it and self._load(sequence, saved, reserved=reserved)):
+            self._share(sequence, self._match(sequence))  # looked for again: making room may have cost its holder
         sequence.is_placed = True
         return True
 
@@ -244,10 +242,15 @@ class Scheduler:
         self._tree.begin(sequence.seq_id, sequence.ids, match.length)
         sequence.num_held = match.length
 
-    def _load(self, sequence: Sequence, entry: Entry, length: int) -> bool:
-        """Copy a saved prefix into the context; False if it does not fit."""
+    def _load(self, sequence: Sequence, saved: Match, *, reserved: int) -> bool:
+        """Copy a saved prefix into the context; False if it does not fit beside the rows that are planned."""
         assert sequence.seq_id is not None
-        if self._room(len(entry.ids)) < len(entry.ids) or not self._runner.load(sequence.seq_id, entry.state):
+        assert saved.holder is not None
+        entry, length = self._host.take(saved.holder), saved.length
+        wanted = len(entry.ids) + reserved
+        if wanted > self._runner.context_tokens - self.cells_live:  # whatever gave way
+            return False
+        if self._room(wanted) < wanted or not self._runner.load(sequence.seq_id, entry.state):
             return False
         if length < len(entry.ids):
             self._runner.drop(sequence.seq_id, length)

@@ -90,7 +90,6 @@ class Sequence:
 
     def __init__(self, job: Job, index: int, vocab: Vocab, model_id: str) -> None:
         self.job, self.index = job, index
-        self.last_token = -1  # the one generated last
         self.seq_id: int | None = None
         self.num_held = 0
         self.is_placed = False
@@ -161,7 +160,7 @@ class Sequence:
         self._sum_logprob += exact.of(token) if exact and token >= 0 else choice.logprob
         if token < 0 or token in self._vocab.eog:
             return self.finish("stop", is_end_token=token >= 0)
-        self._ids[self.length] = self.last_token = token
+        self._ids[self.length] = token
         self.length += 1
         self.sampler.accept(token)
         return self._say(token, exact, forced is not None)

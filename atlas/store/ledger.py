@@ -26,7 +26,7 @@ from atlas.store.written import Written
 T = TypeVar("T")
 Item = TypeVar("Item")
 GROUP_LIMIT = 512  # works in one commit: bounds how long one waits for its neighbours; chosen
-GATHER_S = 0.005  # that a busy writer lets works gather before it begins: a commit costs as much as ten works; chosen
+GATHER_S = 0.005  # that a busy writer lets works gather before it begins: a commit costs as much as ten works; measured
 CHECK_TIMEOUT_S = 5.0  # a commit that takes longer than this is as good as none
 RETRY_AFTER_S = 5.0  # chosen; a full disk or a restarting server takes about as long
 

@@ -137,16 +137,17 @@ async def test_flash_attention_is_off_on_a_cpu_unless_asked_for() -> None:
     assert await logprobs(flash_attention="on", gpu_layers=0) != plain
 
 
-async def test_a_full_cache_preempts_and_nothing_fails() -> None:
+@pytest.mark.parametrize(("host_tokens", "gap"), [(0, RECOMPUTED_GAP), (4096, GAP)])
+async def test_a_full_cache_preempts_and_nothing_fails(host_tokens: int, gap: float) -> None:
     """Eight answers of 150 tokens where 512 cells hold three: everyone is answered as if alone."""
     prompts = [Prompt(text=f"{i} preempt", max_tokens=150, sampling=GREEDY, top_logprobs=2) for i in range(8)]
-    async with running(ggufs.tiny_calm(), context_tokens=512, max_sequences=8) as engine:
+    async with running(ggufs.tiny_calm(), context_tokens=512, max_sequences=8, host_cache_tokens=host_tokens) as engine:
         crowded = await asyncio.gather(*(generate(engine, prompt) for prompt in prompts))
         assert engine.stats().preemptions > 0
         await settled(engine)
     async with running(ggufs.tiny_calm(), context_tokens=512, max_sequences=1, cached_sequences=0) as engine:
         solo = [await generate(engine, prompt) for prompt in prompts]
-    assert all(same_up_to_ties(one, other, gap=RECOMPUTED_GAP) for [one], [other] in zip(solo, crowded, strict=True))
+    assert all(same_up_to_ties(one, other, gap=gap) for [one], [other] in zip(solo, crowded, strict=True))
 
 
 async def test_a_running_sequence_lends_its_prefix() -> None:

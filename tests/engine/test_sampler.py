@@ -107,6 +107,16 @@ def test_a_row_without_allowed_tokens_ends_the_answer() -> None:
 
 
 @pytest.mark.parametrize("vocab", [SMALL, VOCAB])
+@pytest.mark.parametrize("broken", [(0,), (2,), (0, 1, 2)])
+def test_a_row_of_no_numbers_ends_its_answer_and_no_other(vocab: int, broken: tuple[int, ...]) -> None:
+    rows = logits(3, vocab=vocab)
+    whole = draw(rows, [sampler(seed=i) for i in range(3)])
+    rows[list(broken)] = np.nan
+    drawn = draw(rows, [sampler(seed=i) for i in range(3)])
+    assert drawn == [NOTHING_ALLOWED if i in broken else whole[i] for i in range(3)]
+
+
+@pytest.mark.parametrize("vocab", [SMALL, VOCAB])
 def test_exact_logprobs_are_those_of_the_whole_row(vocab: int) -> None:
     rows = logits(2, vocab=vocab)
     wants = [Want(sampler(temperature=0.0), None, 5), Want(sampler(temperature=0.0), None, None)]
