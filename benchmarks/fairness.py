@@ -64,11 +64,8 @@ class User:
 
     async def chat(self, prompt: str) -> Chat:
         body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "max_tokens": CHAT_TOKENS}
-        body |= {
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "reasoning_effort": "none",
-        }  # else five tokens precede the text
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        body["reasoning_effort"] = "none"  # else five tokens precede the text
         first_s, started_s = 0.0, time.perf_counter()
         usage: dict[str, int] = {}
         async with self.api.stream("POST", CHAT_ROUTE, json=body) as reply:
