@@ -25,7 +25,7 @@ from atlas.engine.memo import PromptMemo
 from atlas.engine.runner import Model, Runner, Tokens, supports_gpu
 from atlas.engine.sampler import Recommended
 from atlas.engine.sequence import Job
-from atlas.engine.sizing import context_cells, physical_cores
+from atlas.engine.sizing import context_cells, physical_cores, saved_cells
 from atlas.engine.validate import check_length, check_prompt
 from atlas.errors import BadRequest, EngineOverloaded, EngineUnavailable, Unsupported
 from atlas.settings import EngineSettings
@@ -69,6 +69,11 @@ def _flash_attention(settings: EngineSettings) -> str:
     return "off" if settings.flash_attention == "auto" and not _has_gpu_layers(settings) else settings.flash_attention
 
 
+def _host_tokens(model: Model, runner: Runner, settings: EngineSettings) -> int:
+    wanted = settings.host_cache_tokens
+    return saved_cells(model, context_tokens=runner.context_tokens) if wanted < 0 else wanted
+
+
 def _has_gpu_layers(settings: EngineSettings) -> bool:
     return supports_gpu() and settings.gpu_layers != 0
 
@@ -110,7 +115,7 @@ class LlamaEngine:
             max_cached=settings.cached_sequences,
             chunk_tokens=settings.prefill_chunk_tokens,
             splits_steps=not _has_gpu_layers(settings),
-            host_tokens=runner.context_tokens if settings.host_cache_tokens < 0 else settings.host_cache_tokens,
+            host_tokens=_host_tokens(model, runner, settings),
             loop=loop,
         )
 

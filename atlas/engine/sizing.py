@@ -9,7 +9,7 @@ from atlas.engine.hardware import find_gpu
 from atlas.engine.runner import Model, supports_gpu
 
 RESERVE_BYTES = int(1.2 * 1024**3)  # CUDA context and compute buffers; measured by others on 16-24 GB cards
-HOST_SHARE = 4  # a quarter of the free memory may become KV cells on a machine without a GPU; chosen, unmeasured
+HOST_SHARE = 4  # a quarter of the free memory may become KV cells, or copies of them; chosen, unmeasured
 CELLS_MAX = 32768  # without a GPU more cells than this only cost start-up time; chosen, unmeasured
 CELLS_MIN = 2048
 
@@ -35,6 +35,11 @@ def context_cells(model: Model, *, max_sequences: int) -> int:
     wanted = max_sequences * model.train_context_tokens
     most = min(wanted, budget // kv_bytes_per_cell(model), wanted if gpu else CELLS_MAX)
     return max(most, min(CELLS_MIN, model.train_context_tokens)) // 256 * 256 or 256
+
+
+def saved_cells(model: Model, *, context_tokens: int) -> int:
+    """Cells that may be copied to main memory: as many as the context has, within the same share of what is free."""
+    return min(context_tokens, free_host_bytes() // HOST_SHARE // kv_bytes_per_cell(model))
 
 
 def free_host_bytes() -> int:

@@ -26,13 +26,8 @@ ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "examples" / "project"
 SERIES = "src/almanac/series.py"
 TASKS = ROOT / "examples" / "tasks"
-SEEDS = (
-    3,
-    5,
-    2,
-    6,
-    8,
-)  # each is solved with probability 1 by 20 seeds, in several attempts with .75; floats differ between processors
+# Of 20 seeds all solved it, 15 in several attempts: these did. Floats differ between processors, so each may differ elsewhere.
+SEEDS = (3, 5, 2, 6, 8)
 ROWS = parse_program("rows > unique > add 6 > positive > reverse > min")  # what rows.txt says in words
 SOLVE_LIMIT_S = 120
 

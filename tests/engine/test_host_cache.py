@@ -8,9 +8,9 @@ import random
 import numpy as np
 import pytest
 
-from atlas.engine import Engine, Group
+from atlas.engine import Engine, Group, sizing
 from atlas.engine.host_cache import HostCache
-from atlas.engine.runner import State, Tokens
+from atlas.engine.runner import Model, State, Tokens
 from atlas.types import Generation, Prompt, Sampling
 from tests import ggufs
 from tests.engine.test_llama import GREEDY, generate, running, same_up_to_ties, settled
@@ -67,6 +67,16 @@ def test_the_entry_used_longest_ago_goes_first() -> None:
 def test_a_prefix_longer_than_the_cache_is_not_wanted() -> None:
     assert not HostCache(3).wants(ids(1, 2, 3, 4))
     assert not HostCache(0).wants(ids(1))
+
+
+@pytest.mark.parametrize(("free_cells", "expected"), [(400, 100), (10_000, 512)])
+def test_copies_take_a_quarter_of_the_free_memory_at_most(
+    monkeypatch: pytest.MonkeyPatch, free_cells: int, expected: int
+) -> None:
+    model = Model(ggufs.tiny_random(), gpu_layers=0)
+    monkeypatch.setattr(sizing, "free_host_bytes", lambda: free_cells * sizing.kv_bytes_per_cell(model))
+    assert sizing.saved_cells(model, context_tokens=512) == expected
+    model.close()
 
 
 async def crowd_out(engine: Engine) -> None:
