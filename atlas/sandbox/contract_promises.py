@@ -166,7 +166,7 @@ time.sleep(60)""",
         name="one process cannot map what it likes",
         code="try: bytearray(64 << 30)\nexcept MemoryError: print('ok')",
     ),
-    # Without a user namespace the kernel counts all processes of the user: what ends meanwhile makes room for a few more.
+    # Without a user namespace the kernel counts all processes of the user: what starts or ends meanwhile takes or makes room.
     Promise(
         name="the number of processes is limited",
         code="""
@@ -178,8 +178,8 @@ try:
             time.sleep(60); os._exit(0)
         num += 1
 except BlockingIOError:
-    print('ok' if 4 <= num <= 20 else num)""",
-        limits={"processes": 12},
+    print('ok' if 8 <= num <= 90 else num)""",
+        limits={"processes": 60},
     ),
     Promise(
         name="threads count as processes",
@@ -190,8 +190,8 @@ try:
     while num < 500:
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start(); num += 1
 except RuntimeError:
-    print('ok' if 4 <= num <= 20 else num)""",
-        limits={"processes": 12},
+    print('ok' if 8 <= num <= 90 else num)""",
+        limits={"processes": 60},
     ),
     Promise(
         name="one file cannot grow beyond its limit",
