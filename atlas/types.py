@@ -94,6 +94,7 @@ class Prompt(Value, frozen=True, kw_only=True):
         top_logprobs: None for no log-probabilities, else how many alternatives (0..20) beside each chosen token.
         thinking: None leaves it to the model's template; False asks for none.
         thinking_budget_tokens: thinking is closed after this many tokens.
+        adapter: name of a LoRA adapter to answer with; None is the model as it is.
         features: ask for hidden-state features in each `Generation`.
         owner: whose request this is, for fairness.
         priority: 0 (first) to 2.
@@ -241,6 +242,22 @@ class EngineStats(Value, frozen=True, kw_only=True):
     steps: int = 0
     step_s: float = 0.0  # time in steps, decode included
     decode_s: float = 0.0  # time inside llama_decode
+    adapter_switches: int = 0  # times that steps went over to another adapter, or to none
+
+
+class AdapterInfo(Value, frozen=True, kw_only=True):
+    """A LoRA adapter that prompts may name.
+
+    Attributes:
+        path: its GGUF file.
+        scale: how much of it is added; 1 is what it was trained for.
+        num_users: prompts that have it and are not answered yet.
+    """
+
+    name: str
+    path: str
+    scale: float = 1.0
+    num_users: int = 0
 
 
 UserRole = Literal["owner", "admin", "member"]

@@ -121,6 +121,44 @@ def random_gguf(
     return _close(writer, path)
 
 
+def lora_gguf(
+    path: Path,
+    base: Path,
+    *,
+    seed: int,
+    gain: float = 1.0,
+    rank: int = 4,
+    alpha: float = 4.0,
+    architecture: str = "qwen3",
+    only: Mapping[str, Array] | None = None,
+) -> Path:
+    """A random LoRA for every matrix of the layers of `base`; at gain 1 about as large as the weights it is added to.
+
+    Args:
+        only: tensors to write instead of those, by name.
+    """
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, Array] = {}
+    for tensor in gguf.GGUFReader(base).tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
+            inputs, outputs = (int(size) for size in tensor.shape)
+            tensors[tensor.name + ".lora_a"] = rng.standard_normal((rank, inputs), dtype=np.float32) / math.sqrt(inputs)
+            tensors[tensor.name + ".lora_b"] = rng.standard_normal((outputs, rank), dtype=np.float32) * (gain / math.sqrt(rank))
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    for name, values in (tensors if only is None else only).items():
+        writer.add_tensor(name, values)
+    return _close(writer, path)
+
+
+@functools.cache
+def calm_lora(seed: int) -> Path:
+    """An adapter of `tiny_calm` that changes nearly every answer, once per session."""
+    return lora_gguf(session_folder() / f"calm-lora-{seed}.gguf", tiny_calm(), seed=seed, gain=0.5)
+
+
 @functools.cache
 def session_folder() -> Path:
     """A folder for models that last as long as this process."""

@@ -1,7 +1,7 @@
 """The thread that owns the context: takes jobs from a queue, runs steps, hands results to the event loop.
 
-One hand-over to the loop per step, however many tokens it made. Nothing here is called from another thread except `put`, `stats`
-and `stop`.
+One hand-over to the loop per step, however many tokens it made. Nothing here is called from another thread except `put`,
+`between_steps`, `stats` and `stop`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -27,6 +27,8 @@ from atlas.errors import AtlasError, EngineFailed, EngineUnavailable
 from atlas.types import Delta, EngineStats, Generation
 
 log = structlog.get_logger("atlas.engine")
+
+T = TypeVar("T")
 
 
 class Cancel(NamedTuple):
@@ -44,7 +46,14 @@ class Allow(NamedTuple):
     is_last: bool
 
 
-Message = Job | Cancel | Allow
+class Errand(NamedTuple):
+    """Something to do between two steps, for somebody in the event loop who waits for it."""
+
+    work: Callable[[], object]
+    done: asyncio.Future[Any]
+
+
+Message = Job | Cancel | Allow | Errand
 
 
 class News(NamedTuple):
@@ -91,12 +100,33 @@ class Core:
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._steps = 0
         self._step_s = self._decode_s = 0.0
         self._cells_live = 0
+        self._switches = 0
+        self._attached = 0  # key of the adapter that the context computes with
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def put(self, message: Message) -> None:
         self._inbox.append(message)
         self._wake.set()
+
+    async def between_steps(self, work: Callable[[], T]) -> T:
+        """Run this on the engine thread, which waits for it; whatever becomes of its steps meanwhile.
+
+        Raises:
+            EngineUnavailable: the thread has been stopped.
+        """
+        if self._is_stopping:
+            raise EngineUnavailable("the server is shutting down", retry_after_s=5)
+        done: asyncio.Future[T] = self._loop.create_future()
+        self.put(Errand(work, done))
+        return await done
+
+    def forget_adapter(self, key: int) -> None:
+        """On the engine thread, and when no job has this adapter any more: nothing in the context hangs on it from here on."""
+        self._scheduler.forget_adapter(key)
+        if self._attached == key:
+            self._runner.attach(None, 0.0)
+            self._attached = 0
 
     def stats(self) -> EngineStats:
         """A snapshot; single attributes are consistent, the set of them nearly so."""
@@ -114,14 +144,15 @@ class Core:
             steps=self._steps,
             step_s=self._step_s,
             decode_s=self._decode_s,
+            adapter_switches=self._switches,
         )
 
-    def stop(self) -> None:
-        """Abort what runs and end the thread; blocks until it has ended (one step at most)."""
+    async def stop(self) -> None:
+        """Abort what runs and end the thread; returns when it has ended (one step at most)."""
         self._is_stopping = True
         self._runner.abort()
         self._wake.set()
-        self._thread.join()
+        await self._loop.run_in_executor(None, self._thread.join)
 
     # -- the engine thread --
 
@@ -157,13 +188,25 @@ class Core:
                 self._start(message)
             elif isinstance(message, Cancel):
                 self._cancel(message)
-            else:
+            elif isinstance(message, Allow):
                 self._allow(message)
+            else:
+                self._run_errand(message)
+
+    def _run_errand(self, errand: Errand) -> None:
+        try:
+            result = errand.work()
+        except Exception as error:  # it is told to whoever waits
+            self._call(_settle, errand.done, None, error)
+        else:
+            self._call(_settle, errand.done, result, None)
 
     def _start(self, job: Job) -> None:
         self._arrivals += 1
         job.arrival = self._arrivals
         self._prompt_tokens += len(job.tokens)
+        if job.adapter is not None:
+            self._scheduler.expect(job.adapter.key)
         for index in range(job.prompt.n):
             sequence = Sequence(job, index, self._model.vocab, self._model_id)
             self._live[job].add(sequence)
@@ -199,6 +242,7 @@ class Core:
         plan = self._scheduler.plan()
         if not (plan.decode or plan.prefill):
             return
+        self._attach((plan.decode or plan.prefill)[0].sequence)
         if any(part.sequence.job.prompt.features for part in plan.decode):
             # with hidden states on, C makes every row an output: never beside prefill rows
             self._compute(plan.decode, [], features=True)
@@ -207,6 +251,14 @@ class Core:
             self._compute(plan.decode, plan.prefill)
         self._steps += 1
         self._step_s += time.perf_counter() - started
+
+    def _attach(self, sequence: Sequence) -> None:
+        """Have the step computed with the adapter of its rows."""
+        adapter = sequence.job.adapter
+        if sequence.key != self._attached:
+            self._runner.attach(adapter and adapter.handle, adapter.scale if adapter else 0.0)
+            self._attached = sequence.key
+            self._switches += 1
 
     def _compute(self, decode: list[Part], prefill: list[Part], *, features: bool = False) -> None:
         parts = decode + prefill
@@ -289,10 +341,12 @@ class Core:
             self._scheduler.retire(sequence, keep=False)
         for sequence in self._scheduler.waiting():
             self._scheduler.forget(sequence)
-        for message in self._inbox:
+        while self._inbox:
+            message = self._inbox.popleft()
             if isinstance(message, Job):
                 self._call(message.group.fail, error)
-        self._inbox.clear()
+            elif isinstance(message, Errand):
+                self._run_errand(message)
         for job in self._live:
             self._call(job.group.fail, error)
         self._live.clear()
@@ -316,6 +370,16 @@ def _placed(part: Part) -> int:
     """The sequence id of rows that are computed now."""
     assert part.sequence.seq_id is not None
     return part.sequence.seq_id
+
+
+def _settle(done: asyncio.Future[Any], result: object, error: Exception | None) -> None:
+    """In the event loop's thread."""
+    if done.done():  # its waiter was cancelled
+        return
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)
 
 
 def _hand_over(news: dict[Group, News]) -> None:

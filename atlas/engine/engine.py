@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from atlas.engine.adapters import Adapter, Adapters
 from atlas.engine.chat_format import ChatFormat
 from atlas.engine.core import Allow, Cancel, Core
 from atlas.engine.embedder import Embedder, open_embedder
@@ -29,7 +30,7 @@ from atlas.engine.sizing import context_cells, physical_cores, saved_cells
 from atlas.engine.validate import check_length, check_prompt
 from atlas.errors import BadRequest, EngineOverloaded, EngineUnavailable, Unsupported
 from atlas.settings import EngineSettings
-from atlas.types import Capabilities, Embeddings, EngineStats, Prompt
+from atlas.types import AdapterInfo, Capabilities, Embeddings, EngineStats, Prompt
 
 MAX_CANDIDATES = 128
 BATCH_TOKENS = 512  # rows of one decode; llama.cpp's default physical batch
@@ -118,6 +119,7 @@ class LlamaEngine:
             host_tokens=_host_tokens(model, runner, settings),
             loop=loop,
         )
+        self._adapters = Adapters(model, model_id, self._core)
 
     def stats(self) -> EngineStats:
         return self._core.stats()
@@ -125,16 +127,28 @@ class LlamaEngine:
     async def submit(self, prompt: Prompt) -> Group:
         self._check(prompt)
         self._reserve(prompt.n)
+        adapter = self._pinned(prompt.adapter)
         try:
             encoded = await self._encode(prompt)
             room = check_length(len(encoded.tokens), prompt, self._context_tokens)
             matchers = await self._in_pool(lambda: self._matchers(prompt)) if _is_bound(prompt) else ()
         except BaseException:
-            self._outstanding -= prompt.n
+            self._release(prompt.n, adapter)
             raise
-        job = self._job(prompt, encoded, room, matchers)
+        job = self._job(prompt, encoded, room, matchers, adapter)
         self._core.put(job)
         return job.group
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        return self._adapters.infos()
+
+    async def load_adapter(self, name: str, path: Path, *, scale: float = 1.0) -> AdapterInfo:
+        self._check_open()
+        return await self._adapters.load(name, path, scale=scale)
+
+    async def drop_adapter(self, name: str) -> None:
+        self._check_open()
+        await self._adapters.drop(name)
 
     async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
         if self._embedder is None:
@@ -156,8 +170,8 @@ class LlamaEngine:
         if self._is_closed:
             return
         self._is_closed = True
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._core.stop)
+        await self._core.stop()
+        await self._adapters.close()
         if self._embedder is not None:
             await self._embedder.close()
         self._pool.shutdown(cancel_futures=True)
@@ -169,12 +183,15 @@ class LlamaEngine:
 
     # -- checks, before anything is computed --
 
-    def _check(self, prompt: Prompt) -> None:
+    def _check_open(self) -> None:
         if self._is_closed:
             raise EngineUnavailable("the engine is shutting down", retry_after_s=5)
+
+    def _check(self, prompt: Prompt) -> None:
+        self._check_open()
         check_prompt(prompt, self.capabilities)
         if prompt.adapter is not None:
-            raise Unsupported(f"adapter '{prompt.adapter}' is not loaded; this engine has none", param="adapter")
+            self._adapters.find(prompt.adapter)
         for sampling in prompt.sampling:
             self._check_ids(sampling.logit_bias, param="logit_bias")
 
@@ -190,10 +207,19 @@ class LlamaEngine:
             raise EngineOverloaded(f"{self._outstanding} candidates are queued or running; the limit is {limit}", retry_after_s=1)
         self._outstanding += num_candidates
 
-    def _release(self, num_candidates: int) -> None:
-        self._outstanding -= num_candidates
+    def _pinned(self, name: str | None) -> Adapter | None:
+        """The adapter of a prompt, which is not freed before the prompt is answered."""
+        adapter = None if name is None else self._adapters.find(name)
+        if adapter is not None:
+            adapter.pin()
+        return adapter
 
-    def _job(self, prompt: Prompt, encoded: Encoded, room: int, matchers: tuple[Matcher, ...]) -> Job:
+    def _release(self, num_candidates: int, adapter: Adapter | None) -> None:
+        self._outstanding -= num_candidates
+        if adapter is not None:
+            adapter.unpin()
+
+    def _job(self, prompt: Prompt, encoded: Encoded, room: int, matchers: tuple[Matcher, ...], adapter: Adapter | None) -> Job:
         group = _CountedGroup(
             prompt.n,
             prompt_tokens=len(encoded.tokens),
@@ -201,7 +227,7 @@ class LlamaEngine:
             allowance_tokens=prompt.allowance_tokens,
             on_allowance=lambda: self._core.put(Allow(job, group.allowance_tokens, group.is_ended)),
         )
-        group.on_done = lambda: self._release(prompt.n)
+        group.on_done = lambda: self._release(prompt.n, adapter)
         can_reason = bool(prompt.messages) and self._format.supports_thinking
         job = Job(
             prompt=prompt,
@@ -215,6 +241,7 @@ class LlamaEngine:
             parses_reasoning=can_reason,
             may_reason=can_reason and prompt.thinking is not False,
             close_thinking=self._close_thinking,
+            adapter=adapter,
         )
         return job
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from atlas.engine.group import Group
-from atlas.types import Capabilities, Embeddings, EngineStats, Prompt
+from atlas.types import AdapterInfo, Capabilities, Embeddings, EngineStats, Prompt
 
 
 class Engine(Protocol):
@@ -44,6 +45,25 @@ class Engine(Protocol):
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of token ids; invalid UTF-8 becomes U+FFFD. Raises BadRequest on an id outside the vocabulary."""
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        """Those a prompt may name, in the order of their names."""
+
+    async def load_adapter(self, name: str, path: Path, *, scale: float = 1.0) -> AdapterInfo:
+        """Read a LoRA file and give it a name, while answers are written. One that had the name leaves as by `drop_adapter`.
+
+        Raises:
+            BadRequest: the name or the scale cannot be one.
+            ModelFileError: the file is missing, damaged, or does not fit the model; the message says what to do.
+            Unsupported: this engine has no adapters.
+        """
+
+    async def drop_adapter(self, name: str) -> None:
+        """No prompt can name it from now on; returns when those that did are answered, and its memory is free.
+
+        Raises:
+            ModelNotFound: none has this name.
+        """
 
     async def close(self) -> None:
         """Abort what runs, free the model. Idempotent."""

@@ -13,10 +13,11 @@ from atlas.engine.runner import State, Tokens
 
 
 class Entry(NamedTuple):
-    """Tokens, (n,), and the cells that were computed for them."""
+    """Tokens, (n,), the cells that were computed for them, and the key of the adapter that they were computed with."""
 
     ids: Tokens
     state: State
+    key: int
 
 
 class HostCache:
@@ -29,39 +30,45 @@ class HostCache:
         self._num_put = 0
         self.num_tokens = 0
 
-    def wants(self, ids: Tokens) -> bool:
+    def wants(self, ids: Tokens, *, key: int = 0) -> bool:
         """Whether an entry for these tokens would be kept, and would be new."""
         if not 0 < len(ids) <= self._limit_tokens:
             return False
-        length, holder = self._tree.match(ids)
+        length, holder = self._tree.match(ids, key=key)
         if holder is None or length < len(ids):
             return True
         self._entries.move_to_end(holder)
         return False
 
-    def put(self, ids: Tokens, state: State) -> None:
+    def put(self, ids: Tokens, state: State, *, key: int = 0) -> None:
         """Keep what `wants` has asked for."""
-        length, holder = self._tree.match(ids)
+        length, holder = self._tree.match(ids, key=key)
         if holder is not None and length == len(self._entries[holder].ids):
             self._drop(holder)  # the new one begins with it
-            length = self._tree.match(ids).length
+            length = self._tree.match(ids, key=key).length
         self._num_put += 1
-        self._tree.begin(self._num_put, ids, length)
+        self._tree.begin(self._num_put, ids, length, key=key)
         if length < len(ids):
             self._tree.extend(self._num_put, ids[length:])
-        self._entries[self._num_put] = Entry(ids, state)
+        self._entries[self._num_put] = Entry(ids, state, key)
         self.num_tokens += len(ids)
         while self.num_tokens > self._limit_tokens:
             self._drop(next(iter(self._entries)))
 
-    def match(self, prompt: Tokens) -> Match:
-        """The longest prefix of `prompt` that some entry begins with; its holder is the entry. Changes nothing."""
-        return self._tree.match(prompt)
+    def match(self, prompt: Tokens, *, key: int = 0) -> Match:
+        """The longest prefix of `prompt` that an entry of this adapter begins with; its holder is the entry. Changes nothing."""
+        return self._tree.match(prompt, key=key)
 
     def take(self, number: int) -> Entry:
         """An entry that `match` has found; it stays, as the one used last."""
         self._entries.move_to_end(number)
         return self._entries[number]
+
+    def forget(self, key: int) -> None:
+        """Drop whatever was computed with this adapter, which does not come back."""
+        for number in [number for number, entry in self._entries.items() if entry.key == key]:
+            self._drop(number)
+        self._tree.forget(key)
 
     def _drop(self, number: int) -> None:
         entry = self._entries.pop(number)

@@ -5,6 +5,9 @@ to its node. A new prompt takes the longest prefix anybody holds, running or fin
 https://arxiv.org/abs/2312.07104, without pages: in llama.cpp's unified cache any cell can be shared by any set of sequences).
 
 Two sequences that computed the same tokens at the same time hold two runs of cells; both are counted, one is found.
+
+An adapter changes what is in the cells of the same tokens: each has a root of its own, by its key, and so nothing is ever shared
+between two of them or with the base (key 0).
 """
 
 from __future__ import annotations
@@ -50,14 +53,14 @@ class PrefixTree:
     """The cells of one context. Owned by the engine thread; mirrors, and never calls, the context."""
 
     def __init__(self) -> None:
-        self._root = Node(None)
+        self._roots: dict[int, Node] = {}  # by adapter's key
         self._ends: dict[int, Node] = {}
         self.cells = 0
 
-    def match(self, prompt: Tokens) -> Match:
-        """Longest prefix of `prompt` that some sequence holds. Changes nothing."""
-        node, depth, holder = self._root, 0, None
-        while depth < len(prompt) and (child := node.children.get(int(prompt[depth]))) is not None:
+    def match(self, prompt: Tokens, *, key: int = 0) -> Match:
+        """Longest prefix of `prompt` that some sequence of this adapter holds. Changes nothing."""
+        node, depth, holder = self._roots.get(key), 0, None
+        while node is not None and depth < len(prompt) and (child := node.children.get(int(prompt[depth]))) is not None:
             common = _common(child.tokens[: child.length], prompt[depth:])
             depth += common
             holder = next(iter(child.holders))
@@ -66,11 +69,11 @@ class PrefixTree:
             node = child
         return Match(depth, holder)
 
-    def begin(self, seq_id: int, prompt: Tokens, length: int) -> None:
-        """Sequence `seq_id` now holds the first `length` tokens of `prompt`, which `match` has found held."""
+    def begin(self, seq_id: int, prompt: Tokens, length: int, *, key: int = 0) -> None:
+        """Sequence `seq_id` now holds the first `length` tokens of `prompt`, which `match` with this key has found held."""
         if seq_id in self._ends:
             raise ValueError(f"sequence {seq_id} already holds cells")
-        node, depth = self._root, 0
+        node, depth = self._roots.setdefault(key, Node(None)), 0
         while depth < length:
             child = node.children[int(prompt[depth])]
             if depth + child.length > length:
@@ -82,7 +85,7 @@ class PrefixTree:
     def extend(self, seq_id: int, tokens: Tokens) -> None:
         """Sequence `seq_id` has computed cells for `tokens` after what it held."""
         node = self._ends[seq_id]
-        is_mine = node is not self._root and node.holders == {seq_id} and not node.children
+        is_mine = node.parent is not None and node.holders == {seq_id} and not node.children
         if not is_mine:
             child = Node(node, holders={seq_id})
             node.children.setdefault(int(tokens[0]), child)
@@ -98,6 +101,10 @@ class PrefixTree:
             if not node.holders:
                 self._remove(node)
             node = node.parent
+
+    def forget(self, key: int) -> None:
+        """This adapter, of which nothing is held any more, does not come back."""
+        self._roots.pop(key, None)
 
     def private_cells(self, seq_id: int) -> int:
         """Cells that releasing this sequence would free."""

@@ -18,6 +18,7 @@ import msgspec
 
 from atlas.engine import remote_wire as wire
 from atlas.engine.group import Group
+from atlas.engine.no_adapters import NoAdapters
 from atlas.engine.remote_http import Peer
 from atlas.engine.remote_leg import Leg, wants_whole
 from atlas.engine.validate import check_prompt
@@ -25,7 +26,7 @@ from atlas.errors import EngineUnavailable, Unsupported, UpstreamFailed
 from atlas.types import Capabilities, Embeddings, EngineStats, Prompt
 
 
-class RemoteEngine:
+class RemoteEngine(NoAdapters):
     """Passes prompts on and streams answers back. Cancelling all candidates of a request closes its connection.
 
     What the peer refuses is raised by `submit`; for a prompt whose answer is wanted whole, by whoever reads the group, since such

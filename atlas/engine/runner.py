@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import threading
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ class Model:
         if not self.handle:
             raise ModelFileError(f"{path} cannot be loaded: damaged, not a GGUF, or an architecture llama.cpp does not know")
         self.path = path
+        self.adapters_lock = threading.Lock()  # over the model's list of them, which every new graph is sized by
         self.vocab = Vocab(self.handle)
         self.architecture = self.meta("general.architecture") or "unknown"
         self.width: int = c.llama_model_n_embd(self.handle)
@@ -269,6 +271,13 @@ class Runner:
         except ValueError:
             raise EngineFailed(f"llama_decode failed with {code} on {batch.num_rows} rows") from None
 
+    def attach(self, adapter: Any, scale: float) -> None:
+        """Compute with this adapter from the next decode on, which plans its graph anew; None for the model as it is."""
+        if adapter is None:
+            c.llama_set_adapters_lora(self._handle, None, 0, None)
+        else:
+            c.llama_set_adapters_lora(self._handle, (c.llama_adapter_lora_p_ctypes * 1)(adapter), 1, (ctypes.c_float * 1)(scale))
+
     def logits(self) -> Rows:
         """Logits of the last decode's outputs in batch order: (num_outputs, vocab_size), valid and writable until the next."""
         return self._rows(c.llama_get_logits(self._handle), self.vocab_size)
@@ -322,7 +331,8 @@ class EmbeddingRunner:
         params.embeddings = True
         if model.meta(f"{model.architecture}.pooling_type") is None:
             params.pooling_type = c.LLAMA_POOLING_TYPE_MEAN
-        self._handle = c.llama_init_from_model(model.handle, params)
+        with model.adapters_lock:
+            self._handle = c.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise ModelFileError(f"{model.path} cannot compute embeddings")
         self._width = model.width

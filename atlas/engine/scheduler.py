@@ -8,6 +8,8 @@ host's memory if there is room (`host_cache.py`), and copied back for the next p
 A parked sequence (its job allows it no more tokens for now) gets no rows. It keeps its place and cells until somebody waits for
 them: then it is set aside, its cells become a prefix like a finished one's, and it queues again, in its old turn, when it may go
 on.
+
+All rows of a step use one adapter, or none (`turns.py` says whose turn it is); ids, cells and preemption are common to all.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from atlas.engine.host_cache import HostCache
 from atlas.engine.radix import Match, PrefixTree
 from atlas.engine.runner import Runner, Tokens
 from atlas.engine.sequence import Sequence
+from atlas.engine.turns import Turns
 
 GROWTH_TOKENS = 64  # cells kept ready for each running sequence at admission; chosen, unmeasured
 # A finished prefix that stays in the context makes every decode row attend over its cells (masked, but computed). After this many
@@ -48,10 +51,11 @@ class Plan(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A finished prefix in the context: its tokens, and how many decode rows had been seen at its last use."""
+    """A finished prefix in the context: its tokens, how many decode rows had been seen at its last use, its adapter's key."""
 
     ids: Tokens
     num_rows: int
+    key: int
 
 
 class Scheduler:
@@ -82,7 +86,8 @@ class Scheduler:
         self._free_ids = list(range(runner.num_sequences))
         self._cached: OrderedDict[int, Held] = OrderedDict()  # by sequence id, least recently used first
         self._splits_steps = splits_steps
-        self._was_apart = False
+        self._were_apart: set[int] = set()  # adapters whose decode rows have waited
+        self._turns = Turns()
         self._num_rows = 0
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._tie = count()
@@ -144,22 +149,35 @@ class Scheduler:
         return admitted
 
     def plan(self) -> Plan:
-        """The next step's rows; makes room for them."""
-        self._make_room_for_decoding()
-        decode = [Part(s, s.num_held, s.to_feed, True) for s in self.running if s.is_decoding and not s.is_parked]
-        self._drop_stale()
-        limit = self._runner.batch.capacity - len(decode)
-        budget = min(limit, self._chunk_tokens) if decode else limit
-        prefill = self._prefill_parts(budget, reserved=len(decode))
-        self._was_apart = self._is_better_apart(decode, prefill)
-        plan = Plan([] if self._was_apart else decode, prefill)
+        """The next step's rows, all of one adapter; makes room for them."""
+        keys = self._turns.order(self.running)
+        for key in keys:
+            plan = self._plan_of(key, is_alone=len(keys) == 1)
+            if plan.decode or plan.prefill:
+                break
+        self._turns.took(key)
         self._num_rows += len(plan.decode)
         return plan
 
-    def _is_better_apart(self, decode: list[Part], prefill: list[Part]) -> bool:
+    def _plan_of(self, key: int, *, is_alone: bool) -> Plan:
+        self._make_room_for_decoding(key)
+        decode = [
+            Part(s, s.num_held, s.to_feed, True) for s in self.running if s.key == key and s.is_decoding and not s.is_parked
+        ]
+        self._drop_stale()
+        limit = self._runner.batch.capacity - len(decode)
+        budget = limit if is_alone and not decode else min(limit, self._chunk_tokens)
+        prefill = self._prefill_parts(key, budget, reserved=len(decode))
+        if not self._is_better_apart(key, decode, prefill):
+            self._were_apart.discard(key)
+            return Plan(decode, prefill)
+        self._were_apart.add(key)
+        return Plan([], prefill)
+
+    def _is_better_apart(self, key: int, decode: list[Part], prefill: list[Part]) -> bool:
         """Whether prompts are done sooner if the decode rows wait a step; they are never left out twice in a row."""
         is_done = bool(prefill) and all(part.is_last for part in prefill)
-        return self._splits_steps and bool(decode) and is_done and not self._was_apart
+        return self._splits_steps and bool(decode) and is_done and key not in self._were_apart
 
     def computed(self, part: Part) -> None:
         """The rows of this part have cells now."""
@@ -173,7 +191,7 @@ class Scheduler:
         seq_id, sequence.seq_id = sequence.seq_id, None
         assert seq_id is not None
         if keep and sequence.num_held:
-            self._cached[seq_id] = Held(sequence.ids[: sequence.num_held].copy(), self._num_rows)
+            self._cached[seq_id] = Held(sequence.ids[: sequence.num_held].copy(), self._num_rows, sequence.key)
             self._drop_stale()
         else:
             self._release(seq_id)
@@ -181,9 +199,22 @@ class Scheduler:
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's cells; it goes back to the head of the queue with its tokens."""
         assert sequence.seq_id is not None
-        self._save(sequence.seq_id, sequence.ids[: sequence.num_held].copy())
+        self._save(sequence.seq_id, sequence.ids[: sequence.num_held].copy(), key=sequence.key)
         self._put_back(sequence, keep=False)
         self.num_preempted += 1
+
+    def expect(self, key: int) -> None:
+        """Prompts of this adapter will come, until it is forgotten."""
+        self._turns.expect(key)
+
+    def forget_adapter(self, key: int) -> None:
+        """Nothing runs or waits with this adapter any more, nothing will: let go of what was computed with it."""
+        for seq_id in [seq_id for seq_id, held in self._cached.items() if held.key == key]:
+            self._release(seq_id)
+        self._tree.forget(key)
+        self._host.forget(key)
+        self._turns.forget(key)
+        self._were_apart.discard(key)
 
     def _put_back(self, sequence: Sequence, *, keep: bool) -> None:
         self.retire(sequence, keep=keep)
@@ -202,10 +233,10 @@ class Scheduler:
             self._put_back(max(parked, key=_turn), keep=True)
         return bool(parked)
 
-    def _prefill_parts(self, budget: int, *, reserved: int) -> list[Part]:
+    def _prefill_parts(self, key: int, budget: int, *, reserved: int) -> list[Part]:
         parts: list[Part] = []
         for sequence in list(self.running):
-            if sequence.seq_id is None or sequence.is_decoding or budget <= 0:
+            if sequence.key != key or sequence.seq_id is None or sequence.is_decoding or budget <= 0:
                 continue
             if not sequence.is_placed and not self._place(sequence, parts, reserved=reserved):
                 continue
@@ -222,7 +253,7 @@ class Scheduler:
     def _place(self, sequence: Sequence, parts: list[Part], *, reserved: int) -> bool:
         """Take the longest prefix that is held; False to wait for a prompt of this step that will hold a longer one."""
         match = self._match(sequence)
-        saved = self._host.match(sequence.ids[:-1])
+        saved = self._host.match(sequence.ids[:-1], key=sequence.key)
         longest = max(match.length, saved.length)
         for part in parts:
             if _common(part.sequence.ids, sequence.ids) > longest + WORTH_WAITING_TOKENS:
@@ -239,7 +270,7 @@ class Scheduler:
             self._runner.share(match.holder, sequence.seq_id, match.length)
             if match.holder in self._cached:
                 self._cached[match.holder] = self._cached.pop(match.holder)._replace(num_rows=self._num_rows)
-        self._tree.begin(sequence.seq_id, sequence.ids, match.length)
+        self._tree.begin(sequence.seq_id, sequence.ids, match.length, key=sequence.key)
         sequence.num_held = match.length
 
     def _load(self, sequence: Sequence, saved: Match, *, reserved: int) -> bool:
@@ -254,14 +285,14 @@ class Scheduler:
             return False
         if length < len(entry.ids):
             self._runner.drop(sequence.seq_id, length)
-        self._tree.begin(sequence.seq_id, sequence.ids, 0)
+        self._tree.begin(sequence.seq_id, sequence.ids, 0, key=sequence.key)
         self._tree.extend(sequence.seq_id, sequence.ids[:length])
         sequence.num_held = length
         return True
 
     def _match(self, sequence: Sequence) -> Match:
         """At least one token must be computed, else there are no logits."""
-        return self._tree.match(sequence.ids[:-1])
+        return self._tree.match(sequence.ids[:-1], key=sequence.key)
 
     def _cells_needed(self, sequence: Sequence) -> int:
         is_sibling = any(other.job is sequence.job for other in self.running)
@@ -278,9 +309,9 @@ class Scheduler:
             pending += (len(sequence.to_feed) if is_first or sequence.is_placed else 1) + GROWTH_TOKENS
         return self._runner.context_tokens - self.cells_live - pending
 
-    def _make_room_for_decoding(self) -> None:
+    def _make_room_for_decoding(self, key: int) -> None:
         while True:
-            rows = sum(sequence.is_decoding and not sequence.is_parked for sequence in self.running)
+            rows = sum(s.key == key and s.is_decoding and not s.is_parked for s in self.running)
             if self._room(rows) >= rows:
                 return
             self.preempt(self._youngest())
@@ -311,12 +342,12 @@ class Scheduler:
     def _evict(self) -> None:
         """Take the cells of the finished prefix that was used longest ago."""
         seq_id, held = next(iter(self._cached.items()))
-        self._save(seq_id, held.ids)
+        self._save(seq_id, held.ids, key=held.key)
         self._release(seq_id)
 
-    def _save(self, seq_id: int, ids: Tokens) -> None:
-        if self._host.wants(ids):
-            self._host.put(ids, self._runner.save(seq_id))
+    def _save(self, seq_id: int, ids: Tokens, *, key: int) -> None:
+        if self._host.wants(ids, key=key):
+            self._host.put(ids, self._runner.save(seq_id), key=key)
 
     def _take_id(self) -> int:
         if not self._free_ids:

@@ -19,6 +19,7 @@ import msgspec
 
 from atlas.engine.group import Group
 from atlas.engine.memo import PromptMemo
+from atlas.engine.no_adapters import NoAdapters
 from atlas.engine.parse import OutputParser
 from atlas.engine.text import TextStream
 from atlas.engine.validate import check_length, check_prompt
@@ -30,7 +31,7 @@ _specials = ("<|im_start|>", "<|im_end|>")  # ids 256 and 257, after one id per 
 _piece = re.compile(r"</?\w+>|\s*[^\s<]+|\s*<|\s+")
 
 
-class ScriptedEngine:
+class ScriptedEngine(NoAdapters):
     """Each candidate gets the next reply, in turn, round and round; with a seed, candidate i gets reply (seed + i).
 
     A reply is raw model output, so `<think>` and `<tool_call>` in it mean what they mean to a model.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from atlas.engine.adapters import Adapter
 from atlas.engine.grammar import Matcher
 from atlas.engine.group import Group
 from atlas.engine.parse import OutputParser, Parsed
@@ -31,6 +32,7 @@ class Job:
         parses_reasoning: a think block in the answer is told apart from its text.
         may_reason: the answer may begin with a think block, grammar or not.
         close_thinking: tokens that end a think block when the budget is spent.
+        adapter: what the cells are computed with; None is the model as it is.
     """
 
     prompt: Prompt
@@ -43,6 +45,7 @@ class Job:
     parses_reasoning: bool = False
     may_reason: bool = False
     close_thinking: tuple[int, ...] = ()
+    adapter: Adapter | None = None
     seed: int = field(default_factory=lambda: secrets.randbits(32))
     submitted_at: float = field(default_factory=time.monotonic)
     arrival: int = 0
@@ -86,10 +89,12 @@ class Sequence:
         seq_id: the context's sequence id while running, else None.
         num_held: how many of its tokens have cells; the rest is still to be fed.
         is_placed: whether the prefix tree has been asked; done as late as the first prefill chunk.
+        key: of its adapter; 0 is the base.
     """
 
     def __init__(self, job: Job, index: int, vocab: Vocab, model_id: str) -> None:
         self.job, self.index = job, index
+        self.key = job.adapter.key if job.adapter else 0
         self.seq_id: int | None = None
         self.num_held = 0
         self.is_placed = False
