@@ -22,7 +22,7 @@ from atlas.types import Sampling
 
 KEPT_NATS = 14.0  # times the temperature, where that is above 1; measured: same tokens as the full chain with top-k up to 100
 REPETITION_WINDOW = 64  # tokens; llama.cpp's default penalty_last_n
-GROUPED_FROM = 16384  # vocabulary size from which group maxima pay; measured at 151,936: 0.3 ms against 3 ms for 20 rows
+GROUPED_FROM = 16384  # vocabulary size from which group maxima pay; chosen between 4,096 and 151,936, at which both were measured
 BROAD_GROUPS = 256  # more groups than this within reach of the best: a flat distribution; chosen, unmeasured
 GROUP_DEPTH = 64  # tokens per group, strided so that the maximum runs along contiguous memory
 
@@ -173,19 +173,34 @@ def sample(logits: Rows, wants: list[Want], scratch: Candidates) -> list[tuple[C
 
 
 def _keep(logits: Rows, samplers: list[Sampler]) -> Kept:
-    """Per row, what lies within the sampler's nats of its maximum; at least one token each."""
+    """Per row, what can be drawn: within the sampler's nats of its maximum, and no worse than the last of its top-k.
+
+    At least one token each. What is left in `logits` is of no use.
+    """
     nats = np.array([sampler.kept_nats for sampler in samplers], np.float32)
+    wanted = [sampler.num_wanted for sampler in samplers]
+    with np.errstate(invalid="ignore"):  # a row where nothing is allowed
+        return (_keep_directly if logits.shape[1] < GROUPED_FROM else _keep_by_groups)(logits, nats, wanted)
+
+
+def _keep_directly(logits: Rows, nats: Rows, wanted: list[int]) -> Kept:
+    best = logits.max(axis=1)
+    floor = np.maximum(best - nats, _ranked(logits, wanted))
+    found = np.flatnonzero(logits >= floor[:, None])
+    rows, ids = np.divmod(found, logits.shape[1])
+    kept = logits.ravel()[found]
+    return _kept(rows, ids, kept, best, _log_totals(logits, best))
+
+
+def _keep_by_groups(logits: Rows, nats: Rows, wanted: list[int]) -> Kept:
     num_rows, vocab_size = logits.shape
-    if vocab_size < GROUPED_FROM:
-        best = logits.max(axis=1)
-        found = np.flatnonzero(logits >= (best - nats)[:, None])
-        rows, ids = np.divmod(found, vocab_size)
-        return _kept(rows, ids, logits.ravel()[found], best, [None] * num_rows)
     stride = vocab_size // GROUP_DEPTH
     body, tail = logits[:, : stride * GROUP_DEPTH].reshape(num_rows, GROUP_DEPTH, stride), logits[:, stride * GROUP_DEPTH :]
     peaks = body.max(axis=1)  # (rows, stride): best of tokens g, g + stride, g + 2 stride ...
     best = np.maximum(peaks.max(axis=1), tail.max(axis=1, initial=-np.inf))
-    floor, totals = _raise_floors(best - nats, logits, peaks, samplers)
+    floor = best - nats
+    broad = _broad(peaks, floor, wanted)
+    floor[broad] = np.maximum(floor[broad], _ranked(peaks[broad], [wanted[row] for row in broad]))
     rows, groups = np.nonzero(peaks >= floor[:, None])
     values = body[rows, :, groups]  # (hits, GROUP_DEPTH)
     hits, depth = np.nonzero(values >= floor[rows][:, None])
@@ -194,38 +209,45 @@ def _keep(logits: Rows, samplers: list[Sampler]) -> Kept:
     ids = np.concatenate([depth * stride + groups[hits], tail_ids + stride * GROUP_DEPTH])
     order = np.lexsort((ids, rows))
     kept = np.concatenate([values[hits, depth], tail[tail_rows, tail_ids]])[order]
-    return _kept(rows[order], ids[order], kept, best, totals)
+    rows = rows[order]
+    log_totals = _log_totals_of(rows, kept, best)
+    for row in broad:  # what is kept no longer carries nearly all of the sum
+        log_totals[row] = _log_totals(logits[row : row + 1], best[row : row + 1])[0]
+    return _kept(rows, ids[order], kept, best, log_totals)
 
 
-def _raise_floors(floor: Rows, logits: Rows, peaks: Rows, samplers: list[Sampler]) -> tuple[Rows, list[float | None]]:
-    """Broad rows, of which thousands of tokens would be kept: with top-k (or greedy), the k-th best group loses nothing.
-
-    Their log-sum-exp is taken over the whole row, since what is kept no longer carries nearly all of it.
-    """
-    totals: list[float | None] = [None] * len(samplers)
+def _broad(peaks: Rows, floor: Rows, wanted: list[int]) -> list[int]:
+    """Rows of which thousands of tokens would be kept, though few of them can be drawn."""
     num_groups = np.count_nonzero(peaks >= floor[:, None], axis=1)
-    wanted = {row: samplers[row].num_wanted for row in np.flatnonzero(num_groups > BROAD_GROUPS).tolist()}
-    broad = {row: k for row, k in wanted.items() if 0 < k <= BROAD_GROUPS}
-    if broad:  # whole-batch calls again: each one gives the GIL away once
-        rows = list(broad)
-        ranked = np.partition(peaks[rows], sorted({-k for k in broad.values()}), axis=1)
-        floor[rows] = [ranked[i, -k] for i, k in enumerate(broad.values())]
-        best = logits[rows].max(axis=1)
-        sums = np.exp(logits[rows] - best[:, None]).sum(axis=1)
-        for row, total in zip(rows, (best + np.log(sums)).tolist(), strict=True):
-            totals[row] = total
-    return floor, totals
+    return [row for row in np.flatnonzero(num_groups > BROAD_GROUPS).tolist() if 0 < wanted[row] <= BROAD_GROUPS]
 
 
-def _kept(rows: Tokens, ids: Tokens, logits: Rows, best: Rows, totals: list[float | None]) -> Kept:
-    """`totals`: of whole rows, where what is kept falls short of them."""
-    edges = np.searchsorted(rows, np.arange(len(totals) + 1))
+def _ranked(values: Rows, wanted: list[int]) -> Rows:
+    """The k-th best value of each row, (rows,); -inf where k is 0 or more than there are."""
+    width = values.shape[1]
+    ranks = sorted({-k for k in wanted if 0 < k <= width})
+    ranked = np.partition(values, ranks, axis=1) if ranks else values
+    return np.array([ranked[row, -k] if 0 < k <= width else -np.inf for row, k in enumerate(wanted)], np.float32)
+
+
+def _log_totals(logits: Rows, best: Rows) -> Rows:
+    """Log-sum-exp of whole rows, (rows,); the logits are used up: copies of 12 MB would cost as much as the sums."""
+    np.subtract(logits, best[:, None], out=logits)
+    np.exp(logits, out=logits)
+    return np.asarray(best + np.log(logits.sum(axis=1)))
+
+
+def _log_totals_of(rows: Tokens, kept: Rows, best: Rows) -> Rows:
+    """Log-sum-exp of what is kept of each row, (rows,)."""
+    edges = np.searchsorted(rows, np.arange(len(best) + 1))
     filled, sums = np.flatnonzero(np.diff(edges)), np.ones(len(best), np.float32)
-    with np.errstate(invalid="ignore"):  # a row where nothing is allowed
-        sums[filled] = np.add.reduceat(np.exp(logits - best[rows]), edges[filled])
-        counted = (best + np.log(sums)).tolist()
-    log_totals = [own if own is not None else count for own, count in zip(totals, counted, strict=True)]
-    return Kept(ids, logits, edges.tolist(), best.tolist(), log_totals)
+    sums[filled] = np.add.reduceat(np.exp(kept - best[rows]), edges[filled])
+    return np.asarray(best + np.log(sums))
+
+
+def _kept(rows: Tokens, ids: Tokens, logits: Rows, best: Rows, log_totals: Rows) -> Kept:
+    edges = np.searchsorted(rows, np.arange(len(best) + 1))
+    return Kept(ids, logits, edges.tolist(), best.tolist(), log_totals.tolist())
 
 
 def _log_total(row: Rows) -> float:

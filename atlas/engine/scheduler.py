@@ -89,6 +89,7 @@ class Scheduler:
         self._were_apart: set[int] = set()  # adapters whose decode rows have waited
         self._turns = Turns()
         self._num_rows = 0
+        self._cells_idle: int | None = None  # None: to be counted
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._tie = count()
         self._aside: list[Sequence] = []  # parked and without a sequence id
@@ -105,7 +106,11 @@ class Scheduler:
 
     @property
     def cells_live(self) -> int:
-        return self._tree.held_by({sequence.seq_id for sequence in self.running if sequence.seq_id is not None})
+        """Cells that running sequences hold; what only finished prefixes hold changes with the sequences, not with their rows."""
+        if self._cells_idle is None:
+            live = self._tree.held_by({sequence.seq_id for sequence in self.running if sequence.seq_id is not None})
+            self._cells_idle = self._tree.cells - live
+        return self._tree.cells - self._cells_idle
 
     @property
     def has_work(self) -> bool:
@@ -160,10 +165,7 @@ class Scheduler:
         return plan
 
     def _plan_of(self, key: int, *, is_alone: bool) -> Plan:
-        self._make_room_for_decoding(key)
-        decode = [
-            Part(s, s.num_held, s.to_feed, True) for s in self.running if s.key == key and s.is_decoding and not s.is_parked
-        ]
+        decode = [Part(s, s.num_held, s.to_feed, True) for s in self._decoding(key)]
         self._drop_stale()
         limit = self._runner.batch.capacity - len(decode)
         budget = limit if is_alone and not decode else min(limit, self._chunk_tokens)
@@ -188,6 +190,7 @@ class Scheduler:
     def retire(self, sequence: Sequence, *, keep: bool) -> None:
         """A running sequence has ended; with `keep` its cells stay as a prefix for others."""
         self.running.remove(sequence)
+        self._cells_idle = None
         seq_id, sequence.seq_id = sequence.seq_id, None
         assert seq_id is not None
         if keep and sequence.num_held:
@@ -271,6 +274,7 @@ class Scheduler:
             if match.holder in self._cached:
                 self._cached[match.holder] = self._cached.pop(match.holder)._replace(num_rows=self._num_rows)
         self._tree.begin(sequence.seq_id, sequence.ids, match.length, key=sequence.key)
+        self._cells_idle = None
         sequence.num_held = match.length
 
     def _load(self, sequence: Sequence, saved: Match, *, reserved: int) -> bool:
@@ -286,6 +290,7 @@ class Scheduler:
         if length < len(entry.ids):
             self._runner.drop(sequence.seq_id, length)
         self._tree.begin(sequence.seq_id, sequence.ids, 0, key=sequence.key)
+        self._cells_idle = None
         self._tree.extend(sequence.seq_id, sequence.ids[:length])
         sequence.num_held = length
         return True
@@ -309,11 +314,12 @@ class Scheduler:
             pending += (len(sequence.to_feed) if is_first or sequence.is_placed else 1) + GROWTH_TOKENS
         return self._runner.context_tokens - self.cells_live - pending
 
-    def _make_room_for_decoding(self, key: int) -> None:
+    def _decoding(self, key: int) -> list[Sequence]:
+        """Those of this adapter that get a row of this step each; there is room for them."""
         while True:
-            rows = sum(s.key == key and s.is_decoding and not s.is_parked for s in self.running)
-            if self._room(rows) >= rows:
-                return
+            decoding = [s for s in self.running if s.key == key and s.is_decoding and not s.is_parked]
+            if self._room(len(decoding)) >= len(decoding):
+                return decoding
             self.preempt(self._youngest())
 
     def _room(self, wanted: int, *, but: Sequence | None = None) -> int:
@@ -357,6 +363,7 @@ class Scheduler:
     def _release(self, seq_id: int) -> None:
         self._cached.pop(seq_id, None)
         self._tree.release(seq_id)
+        self._cells_idle = None
         self._runner.drop(seq_id)
         self._free_ids.append(seq_id)
 
