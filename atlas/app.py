@@ -150,6 +150,7 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         workers=serving.workers,
         worker_socket=serving.worker_socket,
         sandbox_socket=str(sandbox_socket(serving.launch.data_dir) or ""),
+        adapter_folder=Path(serving.launch.data_dir) / "adapters",
     )
     pages = DashboardDeps(
         engine=deps.engine,

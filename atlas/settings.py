@@ -114,6 +114,13 @@ class TelemetrySettings(Section, frozen=True, kw_only=True):
     otlp_url: str = ""
 
 
+class AdapterSettings(Section, frozen=True, kw_only=True):
+    """A LoRA adapter of the model: its GGUF file, and how much of it is added."""
+
+    path: str
+    scale: float = 1.0
+
+
 class EngineSettings(Section, frozen=True, kw_only=True):
     """The model and how it runs; 0 stands for "derive it" where the comment in atlas.toml says so."""
 
@@ -128,6 +135,7 @@ class EngineSettings(Section, frozen=True, kw_only=True):
     threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
     flash_attention: Literal["auto", "on", "off"] = "auto"
+    adapters: dict[str, AdapterSettings] = {}
     embedder: str = "auto"
     offline: bool = False
 

@@ -220,10 +220,11 @@ def scopes_for(view: View, key: KeyInfo | None = None) -> dict[str, str]:
 
 
 def models_of(view: View) -> tuple[str, ...]:
-    """Ids a key may be limited to: the loaded one, then those on this machine."""
+    """Ids a key may be limited to: the loaded one, and with each of its adapters, then those on this machine."""
     engine = view.deps.engine()
-    loaded = (engine.capabilities.model,) if engine else ()
-    return tuple(dict.fromkeys((*loaded, *view.deps.registry.installed())))
+    loaded = engine.capabilities.model if engine else ""
+    adapted = [f"{loaded}:{adapter.name}" for adapter in engine.adapters()] if engine else []
+    return tuple(dict.fromkeys((*([loaded] if loaded else []), *adapted, *view.deps.registry.installed())))
 
 
 def is_paused(key: KeyInfo, now_s: float) -> bool:

@@ -28,7 +28,7 @@ from atlas.engine.sampler import Recommended
 from atlas.engine.sequence import Job
 from atlas.engine.sizing import context_cells, physical_cores, saved_cells
 from atlas.engine.validate import check_length, check_prompt
-from atlas.errors import BadRequest, EngineOverloaded, EngineUnavailable, Unsupported
+from atlas.errors import AtlasError, BadRequest, EngineOverloaded, EngineUnavailable, ModelFileError, Unsupported
 from atlas.settings import EngineSettings
 from atlas.types import AdapterInfo, Capabilities, Embeddings, EngineStats, Prompt
 
@@ -50,7 +50,25 @@ async def load_llama(path: Path, *, model_id: str, settings: EngineSettings) -> 
     loop = asyncio.get_running_loop()
     model, runner = await loop.run_in_executor(None, _load, path, settings)
     embedder = open_embedder(settings.embedder, model, is_offline=settings.offline)
-    return LlamaEngine(model, runner, model_id=model_id, settings=settings, embedder=embedder, loop=loop)
+    engine = LlamaEngine(model, runner, model_id=model_id, settings=settings, embedder=embedder, loop=loop)
+    try:
+        await _load_adapters(engine, settings)
+    except BaseException:
+        await engine.close()
+        raise
+    return engine
+
+
+async def _load_adapters(engine: LlamaEngine, settings: EngineSettings) -> None:
+    for name, adapter in settings.adapters.items():
+        try:
+            await engine.load_adapter(name, _absolute(adapter.path), scale=adapter.scale)
+        except AtlasError as error:
+            raise ModelFileError(f"engine.adapters: '{name}': {error.message}; or take it out of the settings") from None
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()
 
 
 def _load(path: Path, settings: EngineSettings) -> tuple[Model, Runner]:

@@ -12,6 +12,7 @@ from litestar.config.cors import CORSConfig
 from litestar.types import ControllerRouterHandler
 
 from atlas.gateway import (
+    adapters,
     chat,
     completions,
     embeddings,
@@ -56,6 +57,9 @@ ROUTES = [
     metrics.metrics,
     models.list_models,
     models.get_model,
+    adapters.list_adapters,
+    adapters.load_adapter,
+    adapters.drop_adapter,
     chat.chat_completions,
     completions.completions,
     responses.responses,

@@ -75,6 +75,7 @@ class GatewayDeps:
         workers: how many there are.
         worker_socket: where workers of this machine come to; None: there are none.
         sandbox_socket: of the sandbox, for those workers.
+        adapter_folder: where adapters lie that may be loaded over HTTP; None: none may.
         sandbox_watch: how it was when /readyz or /metrics last looked.
     """
 
@@ -93,6 +94,7 @@ class GatewayDeps:
     workers: WorkerWatch = field(default_factory=WorkerWatch)
     worker_socket: Path | None = None
     sandbox_socket: str = ""
+    adapter_folder: Path | None = None
     hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     key_checks: Throttle = field(default_factory=lambda: Throttle(30))
     server: ServerSettings = field(default_factory=ServerSettings)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol
 
+import msgspec
 from litestar import Request
 from litestar.types import HTTPScope
 from prometheus_client import CollectorRegistry
@@ -95,6 +96,7 @@ class Exchange:
         self.session: Session | None = None  # of a browser, where the route looks at cookies
         self.client = Client()  # the Gate finds out who it is
         self.model = ""
+        self.adapter: str | None = None  # of `model`, where that is "model:adapter"
         self.metered: Work | None = None
         self.proof: AtlasObject | None = None
         self.waiting: asyncio.Future[Any] | None = None
@@ -154,6 +156,8 @@ class Exchange:
         Raises:
             AtlasError: as `MeteredRequest.enter`; nothing runs then.
         """
+        if self.adapter is not None:
+            prompts = tuple(msgspec.structs.replace(prompt, adapter=self.adapter) for prompt in prompts)
         metered = self._meter(is_streamed=is_streamed)
         await self._settling_failures(metered.enter(engine, prompts))
 

@@ -57,6 +57,10 @@ def choose_engine(exchange: Exchange, model: str) -> Engine:
         check_allowed(exchange, model)
         exchange.model = model
         return engine
+    if engine is not None and model in adapter_ids(engine):
+        check_allowed(exchange, model)
+        exchange.model, exchange.adapter = model, adapter_ids(engine)[model]
+        return engine
     engine = _engine_knowing(exchange, model)
     if is_atlas(exchange.deps, model):
         raise Unsupported(f"model {ATLAS!r} answers chats: chat completions, messages, responses; use {loaded!r}", param="model")
@@ -75,6 +79,8 @@ def choose_embedder(exchange: Exchange, model: str) -> Engine:
     engine = _engine_knowing(exchange, model)
     if engine.capabilities.embeddings is None:
         raise Unsupported('this server runs without an embedding model (engine.embedder = "off")', param="model")
+    if model in adapter_ids(engine):
+        raise Unsupported(f"model {model!r} answers only; embeddings are made without adapters", param="model")
     if model != engine.capabilities.embeddings:
         return choose_engine(exchange, model)
     exchange.model = model
@@ -108,9 +114,14 @@ def unknown_model(model: str, ids: Sequence[str]) -> ModelNotFound:
     return ModelNotFound(f"model {model[:100]!r} does not exist; this server has: {', '.join(ids)}", param="model")
 
 
+def adapter_ids(engine: Engine) -> dict[str, str]:
+    """Names of the loaded model's adapters, by the id that asks for the model with this adapter: "model:adapter"."""
+    return {f"{engine.capabilities.model}:{adapter.name}": adapter.name for adapter in engine.adapters()}
+
+
 def known_ids(deps: GatewayDeps, engine: Engine | None) -> list[str]:
-    """Ids of the catalogue, then the embedding model's if it is another one, then `atlas` where there are tasks."""
-    ids = list(deps.models.ids())
+    """Ids of the catalogue and of adapters, the embedding model's if it is another one, and `atlas` where there are tasks."""
+    ids = [*deps.models.ids(), *(adapter_ids(engine) if engine else ())]
     embedding = engine.capabilities.embeddings if engine else None
     further = [embedding] if embedding and embedding not in ids else []
     return [*ids, *further, *([ATLAS] if is_atlas(deps, ATLAS) else [])]
@@ -159,6 +170,8 @@ def describe(deps: GatewayDeps, engine: Engine | None, model_id: str) -> Model:
             size=what.size_bytes,
             architecture=what.architecture,
         )
+    elif engine is not None and model_id in adapter_ids(engine):
+        model.is_loaded, context_tokens, model.parent = True, engine.capabilities.context_tokens, engine.capabilities.model
     elif engine is not None and model_id == engine.capabilities.embeddings:
         model.is_loaded = True
     elif engine is not None and is_atlas(deps, model_id):

@@ -26,8 +26,8 @@ class Tariff:
         self._prices = {model: (round(price.prompt * MICRO), round(price.completion * MICRO)) for model, price in prices.items()}
 
     def cost(self, model: str, *, prompt_tokens: int, completion_tokens: int) -> int:
-        """In millionths of the currency, rounded up; 0 where the model has no price."""
-        price = self._prices.get(model)
+        """In millionths of the currency, rounded up; 0 where the model has no price. An adapter without one costs its model's."""
+        price = self._prices.get(model) or self._prices.get(model.rpartition(":")[0])
         return 0 if price is None else -(-(prompt_tokens * price[0] + completion_tokens * price[1]) // MICRO)
 
 

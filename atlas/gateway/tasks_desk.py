@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import msgspec
 
-from atlas.errors import Forbidden, NotFound, Unavailable
+from atlas.errors import Forbidden, NotFound, Unavailable, Unsupported
 from atlas.gateway.exchange import Exchange
 from atlas.gateway.models import ATLAS, check_allowed, choose_engine
 from atlas.gateway.portal import caller_of, is_administrator, unseen
@@ -59,6 +59,8 @@ def check_model(exchange: Exchange, model: str) -> None:
     who, loaded = caller_of(exchange), exchange.deps.models.loaded_id()
     if model not in ("", ATLAS):
         choose_engine(exchange, model)
+        if exchange.adapter is not None:
+            raise Unsupported(f"model {model!r}: tasks are solved with the model alone; leave the adapter out", param="model")
     elif loaded is not None and who.models is not None and ATLAS not in who.models:
         check_allowed(exchange, loaded)
 

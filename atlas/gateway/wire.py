@@ -335,7 +335,10 @@ class ModelMeta(Wire):
 
 
 class Model(Wire):
-    """`max_model_len` is vLLM's name of the context length, `context_length` OpenRouter's; null while unknown."""
+    """`max_model_len` is vLLM's name of the context length, `context_length` OpenRouter's; null while unknown.
+
+    `parent`: of "model:adapter", the model.
+    """
 
     id: str
     created: int
@@ -343,6 +346,7 @@ class Model(Wire):
     is_loaded: bool
     max_model_len: int | None = None
     context_length: int | None = None
+    parent: str | None = None
     meta: ModelMeta | None = None
     object: Literal["model"] = "model"
 
