@@ -134,9 +134,12 @@ class RemoteEngine(NoAdapters):
 
     def _start(self, legs: list[Leg], group: Group, deadline: float | None) -> None:
         def ended(_task: asyncio.Task[None]) -> None:
-            self._legs.difference_update([leg for leg in legs if leg.task is not None and leg.task.done()])
+            done = [leg for leg in legs if leg.task is not None and leg.task.done()]
+            self._legs.difference_update(done)
             if len(legs) > 1 and group.is_done:  # by the failure of one connection: the others have no reader
                 group.cancel()
+            if len(done) == len(legs):
+                legs.clear()  # the group knows them by its `cancel`: a circle that the collector would have to find
 
         for leg in legs:
             self._legs.add(leg)

@@ -1,5 +1,5 @@
 -- Admits each request or says why not; all or nothing. Needs common.lua in front.
--- ARGV, each: id, owner, key, tokens, cost, limits of the owner, limits of the key
+-- Each: id, owner, key, tokens, cost, limits of the owner, limits of the key
 -- Reply: "ok now_us, then of the tightest request and token limit: limit left limit left, token_reset_us" (-1: none),
 -- "no now_us refusal...", "duplicate" or "lost".
 local function num_requests(of)
@@ -53,7 +53,6 @@ local function register(id, windows, tokens, cost)
 end
 
 local function admit(id, owner, key, tokens, cost, owner_limits, key_limits)
-  tokens, cost = tonumber(tokens), tonumber(cost)
   local subjects, limits, windows = subjects_of(owner, key), {}, ''
   for i, of in ipairs(subjects) do
     limits[i] = limits_of(of.kind == 'user' and owner_limits or key_limits)
@@ -89,4 +88,4 @@ local function write(of)
   end
 end
 
-return finish(7, admit, write)
+return finish(admit, write)

@@ -6,13 +6,15 @@ each row that was most of what a commit took. SQLAlchemy makes such statements a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
 
-Row = Mapping[str, Any]  # of column names; all rows of a statement have the same, in one order
+Columns = tuple[str, ...]
+Row = Sequence[Any]  # a value for each column, in their order
 
 
 class Bulk:
@@ -30,17 +32,17 @@ class Bulk:
         sql = f"DELETE FROM {table.name} WHERE request_id IN {self._marks(len(request_ids))}"  # noqa: S608  # a name of ours
         connection.exec_driver_sql(sql, tuple(request_ids))
 
-    def insert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> int:
+    def insert(self, connection: sa.Connection, table: sa.Table, columns: Columns, rows: Sequence[Row]) -> int:
         """Those that are new; returns how many they were."""
-        return self._run(connection, _insert(table.name, tuple(rows[0])) + "%s ON CONFLICT DO NOTHING", rows)
+        return self._run(connection, _insert(table.name, columns) + "%s ON CONFLICT DO NOTHING", rows)
 
-    def add_up(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Row], *, keys: tuple[str, ...]) -> None:
+    def add_up(self, connection: sa.Connection, table: sa.Table, columns: Columns, rows: Sequence[Row], *, keys: Columns) -> None:
         """Add to what stands under `keys`; these are different in each row."""
-        self._run(connection, _insert(table.name, tuple(rows[0])) + "%s " + _adding(table.name, tuple(rows[0]), keys), rows)
+        self._run(connection, _insert(table.name, columns) + "%s " + _adding(table.name, columns, keys), rows)
 
     def _run(self, connection: sa.Connection, template: str, rows: Sequence[Row]) -> int:
         sql = _filled(template, self._marks(len(rows[0])), len(rows))
-        return connection.exec_driver_sql(sql, tuple(value for row in rows for value in row.values())).rowcount
+        return connection.exec_driver_sql(sql, tuple(chain.from_iterable(rows))).rowcount
 
     def _marks(self, count: int) -> str:
         return _listed(self._mark, count)
@@ -52,12 +54,12 @@ def _listed(mark: str, count: int) -> str:
 
 
 @lru_cache
-def _insert(table: str, columns: tuple[str, ...]) -> str:
+def _insert(table: str, columns: Columns) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES "  # noqa: S608  # names of ours
 
 
 @lru_cache
-def _adding(table: str, columns: tuple[str, ...], keys: tuple[str, ...]) -> str:
+def _adding(table: str, columns: Columns, keys: Columns) -> str:
     sums = (f"{name} = {table}.{name} + excluded.{name}" for name in columns if name not in keys)
     return f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {', '.join(sums)}"
 

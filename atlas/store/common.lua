@@ -194,8 +194,7 @@ end
 
 -- r:ID is "tokens cost day names bucket=tokens,bucket=tokens": totals charged, the budget's day, the token windows charged
 -- (u, k, uk or -), and the part of the tokens that is still in them.
-local function read_request(id)
-  local text = call('GET', PREFIX .. 'r:' .. id)
+local function request_of(text)
   if not text or text == 'ended' then return nil end
   local tokens, cost, day, windows, at, amount, more = string.match(text, '^(%d+) (%d+) (%d+) (%S+) (%d*)=?(%d*)(.*)$')
   local charges = {}
@@ -224,10 +223,11 @@ local function request_text(request)
   return text .. table.concat(charges, ',')
 end
 
--- Serves every request: `serve` is called with `width` arguments each. Then writes what has changed.
-local function finish(width, serve, write)
+-- Serves every request: `serve` is called with what each of them says. Then writes what has changed. All they say is one
+-- argument, in MessagePack: made, sent and taken apart with a call for each value, it cost more than what is done with it.
+local function finish(serve, write)
   local lines = {}
-  for i = 1, #ARGV, width do lines[#lines + 1] = serve(unpack(ARGV, i, i + width - 1)) end
+  for i, asked in ipairs(cmsgpack.unpack(ARGV[1])) do lines[i] = serve(unpack(asked)) end
   for _, of in ipairs(in_order) do
     write(of)
     if of.window then write_window(of.window) end

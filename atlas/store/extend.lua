@@ -1,12 +1,12 @@
 -- Raises what each running request may use to new totals; all or nothing. Needs common.lua in front.
--- ARGV, each: id, owner, key, tokens, cost, limits of the owner, limits of the key
+-- Each: id, owner, key, tokens, cost, limits of the owner, limits of the key
 -- Reply: "ok", "no now_us refusal...", "unknown" or "lost".
 local function extend(id, owner, key, to_tokens, to_cost, owner_limits, key_limits)
-  local request = read_request(id)
+  local request = request_of(call('GET', PREFIX .. 'r:' .. id))
   if not request then return 'unknown' end
   local subjects = subjects_of(owner, key)
-  local tokens = math.max(tonumber(to_tokens) - request.tokens, 0)
-  local cost = math.max(tonumber(to_cost) - request.cost, 0)
+  local tokens = math.max(to_tokens - request.tokens, 0)
+  local cost = math.max(to_cost - request.cost, 0)
   local function has_window(of) return string.find(request.windows, of.letter, 1, true) end
 
   for _, of in ipairs(subjects) do
@@ -26,4 +26,4 @@ local function extend(id, owner, key, to_tokens, to_cost, owner_limits, key_limi
   return 'ok'
 end
 
-return finish(7, extend, function() end)
+return finish(extend, function() end)

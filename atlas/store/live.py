@@ -27,7 +27,6 @@ from atlas.store.live_rebuild import EPOCH, Rebuild
 from atlas.store.live_refusal import refusal
 from atlas.store.live_trust import Script, TrustedRedis
 from atlas.store.live_values import (
-    Argument,
     Ask,
     Budget,
     Caller,
@@ -77,7 +76,7 @@ class Live:
             redis, builder=self._builder, scripts=scripts, source=source, on_look=self._pay_all, complaint=COMPLAINT
         )
         self._batches = Batches(self._redis, scripts)
-        self._owed: dict[str, tuple[Argument, ...]] = {}  # arguments of settle.lua by request, until it has answered
+        self._owed: dict[str, tuple[str | int, ...]] = {}  # arguments of settle.lua by request, until it has answered
 
     @property
     def trouble(self) -> str:
@@ -234,7 +233,7 @@ class Live:
         paying.add_done_callback(lambda paid: self._paid(request_id, arguments, paid))
         return paying
 
-    def _paid(self, request_id: str, arguments: tuple[Argument, ...], paid: asyncio.Future[bytes]) -> None:
+    def _paid(self, request_id: str, arguments: tuple[str | int, ...], paid: asyncio.Future[bytes]) -> None:
         is_made = not paid.cancelled() and paid.exception() is None
         if is_made and self._owed.get(request_id) is arguments:
             del self._owed[request_id]
@@ -262,12 +261,12 @@ def _who(ask: Ask) -> tuple[str, str, str]:
     return ask.request_id, ask.owner, ask.key_id
 
 
-def _limits(ask: Ask) -> tuple[bytes, bytes]:
+def _limits(ask: Ask) -> tuple[str, str]:
     return _limit_text(ask.user_limits), _limit_text(ask.key_limits)
 
 
 @lru_cache(maxsize=4096)
-def _limit_text(limits: Limits) -> bytes:
+def _limit_text(limits: Limits) -> str:
     """As common.lua reads it."""
     values = (
         limits.requests_per_minute,
@@ -278,4 +277,4 @@ def _limit_text(limits: Limits) -> bytes:
         limits.cost_per_day,
         limits.cost_per_month,
     )
-    return ",".join("-" if value is None else str(value) for value in values).encode()
+    return ",".join("-" if value is None else str(value) for value in values)

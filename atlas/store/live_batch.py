@@ -10,15 +10,18 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from atlas.store.live_trust import Script, TrustedRedis
-from atlas.store.live_values import Argument
+
+_encoder = msgspec.msgpack.Encoder()
 
 MAX_RUN = 200  # requests in one run: bounds how long Redis does nothing else (about 4 ms); chosen
 GATHER_S = 0.002  # that requests gather before the next run, when there are many; chosen
 
 
 class _Asked(NamedTuple):
-    arguments: tuple[Argument, ...]
+    arguments: tuple[str | int, ...]
     reply: asyncio.Future[bytes]
 
 
@@ -26,8 +29,8 @@ class Batches:
     """Of one event loop.
 
     Args:
-        scripts: in the order in which they go out; each takes the arguments of any number of requests, one after another, and
-            replies with a line for each.
+        scripts: in the order in which they go out; each takes the arguments of any number of requests, a list of lists in
+            MessagePack, and replies with a line for each.
     """
 
     def __init__(self, redis: TrustedRedis[Any], scripts: Sequence[Script]) -> None:
@@ -35,7 +38,7 @@ class Batches:
         self._waiting: dict[Script, list[_Asked]] = {script: [] for script in scripts}
         self._serving: asyncio.Task[Any] | None = None
 
-    def run(self, script: Script, *arguments: Argument) -> asyncio.Future[bytes]:
+    def run(self, script: Script, *arguments: str | int) -> asyncio.Future[bytes]:
         """The reply for one request. What the future raises is as `TrustedRedis.run` says."""
         asked = _Asked(arguments, asyncio.get_running_loop().create_future())
         self._waiting[script].append(asked)
@@ -56,9 +59,8 @@ class Batches:
         return waiting[:MAX_RUN]
 
     async def _run(self, script: Script, asked: Sequence[_Asked]) -> None:
-        flat = [argument for one in asked for argument in one.arguments]
         try:
-            lines = (await self._redis.run(script, *flat)).split(b"\n")
+            lines = (await self._redis.run(script, _encoder.encode([one.arguments for one in asked]))).split(b"\n")
         except Exception as error:  # whatever it is, it is for those who wait
             _fail(asked, error)
         else:

@@ -1,5 +1,5 @@
 -- Ends each request: corrects what it was charged to what it used, in the same buckets and budgets. Needs common.lua in front.
--- ARGV, each: id, owner, key, tokens, cost, "settle" or "withdraw"
+-- Each: id, owner, key, tokens, cost, "settle" or "withdraw"
 -- A withdrawn request counts nothing at all. Should its admission arrive only later, on a connection we have given up, its mark
 -- refuses it.
 -- Reply: "ok", "unknown" (nothing done) or "lost".
@@ -21,12 +21,12 @@ local function give_back(window, charges, amount)
 end
 
 local function settle(id, owner, key, used_tokens, used_cost, how)
-  local request = read_request(id)
+  local request = request_of(call('SET', PREFIX .. 'r:' .. id, 'ended', 'XX', 'GET', 'PX', KEEP_WINDOW_MS))
   if not request then
     if how == 'withdraw' then end_request(id) end
     return 'unknown'
   end
-  local tokens, cost = tonumber(used_tokens) - request.tokens, tonumber(used_cost) - request.cost
+  local tokens, cost = used_tokens - request.tokens, used_cost - request.cost
   for _, of in ipairs(subjects_of(owner, key)) do
     of.ended = of.ended or {}
     of.ended[#of.ended + 1] = id
@@ -38,7 +38,6 @@ local function settle(id, owner, key, used_tokens, used_cost, how)
       if tokens < 0 then give_back(window, request.charges, -tokens) end
     end
   end
-  end_request(id)
   return 'ok'
 end
 
@@ -46,4 +45,4 @@ local function write(of)
   if of.ended then call('SREM', PREFIX .. 'c:' .. of.name, unpack(of.ended)) end
 end
 
-return finish(6, settle, write)
+return finish(settle, write)

@@ -8,6 +8,7 @@ statement runs once for the whole group (bulk.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -26,7 +27,7 @@ PRUNE_ROWS = 500  # deleted in one commit: about 10 ms during which settling wai
 DAY_S = 86400.0
 FAILED_STATES = ("failed", "interrupted")
 
-_TEXT_LIMITS = {"route": 64, "model": 200, "finish": 64}
+_ROUTE_CHARS, _MODEL_CHARS, _FINISH_CHARS = 64, 200, 64
 _PLACE = ("hour", "owner", "key_id", "model")
 _SUMS = ("requests", "failed", "prompt_tokens", "cached_tokens", "completion_tokens", "cost", "wall_s")
 _EXTEND = (
@@ -88,12 +89,13 @@ class UsageBook(UsageReports):
 
     def _reserve(self, connection: sa.Connection, items: Sequence[Reservation]) -> Sequence[None]:
         ids = [item.request_id for item in items]
-        if self._sql.has_any(connection, usage_events, ids) or self._sql.insert(connection, reservations, _rows(items)) != len(
-            ids
-        ):
+        if self._sql.has_any(connection, usage_events, ids) or self._insert(connection, reservations, items) != len(ids):
             # if one of several is to blame, each is tried alone
             raise Conflict(f"request '{ids[0]}' has been reserved or settled before")
         return [None] * len(items)
+
+    def _insert(self, connection: sa.Connection, table: sa.Table, values: Sequence[Reservation | Usage]) -> int:
+        return self._sql.insert(connection, table, values[0].__struct_fields__, [_row(value) for value in values])
 
     def _extend(self, connection: sa.Connection, items: Sequence[_Totals]) -> Sequence[None]:
         connection.execute(_EXTEND, [{"id": item.request_id, "tokens": item.tokens, "cost": item.cost} for item in items])
@@ -102,39 +104,45 @@ class UsageBook(UsageReports):
     def _settle(self, connection: sa.Connection, items: Sequence[Usage]) -> Sequence[None]:
         usages = list({item.request_id: item for item in reversed(items)}.values())  # the first of each id
         self._sql.delete(connection, reservations, [usage.request_id for usage in usages])
-        num_new = self._sql.insert(connection, usage_events, _rows(usages))
+        num_new = self._insert(connection, usage_events, usages)
         if num_new == len(usages):
-            self._sql.add_up(connection, usage_hours, _sums(usages), keys=_PLACE)
+            self._sql.add_up(connection, usage_hours, _PLACE + _SUMS, _sums(usages), keys=_PLACE)
         elif len(usages) > 1:
             raise Conflict("one of several requests was settled before")  # each is tried alone; nobody sees this
         return [None] * len(items)
 
 
-def _rows(values: Sequence[Reservation | Usage]) -> list[dict[str, Any]]:
-    return [_row(value) for value in values]
+def _row(value: Reservation | Usage) -> Sequence[Any]:
+    mended = _mended(value.route, value.model, value.finish if isinstance(value, Usage) else "")
+    return msgspec.structs.astuple(msgspec.structs.replace(value, **mended) if mended else value)
 
 
-def _row(value: Reservation | Usage) -> dict[str, Any]:
-    row = msgspec.structs.asdict(value)
-    for name, limit in _TEXT_LIMITS.items():
-        text = row.get(name, "")
-        if len(text) > limit or not text.isprintable():
-            row[name] = clipped(text, limit)
-    return row
+@lru_cache
+def _mended(route: str, model: str, finish: str) -> dict[str, str]:
+    """Those texts from outside that their columns cannot hold as they are; nearly always none."""
+    texts = {"route": (route, _ROUTE_CHARS), "model": (model, _MODEL_CHARS), "finish": (finish, _FINISH_CHARS)}
+    return {name: _text(text, limit) for name, (text, limit) in texts.items() if _text(text, limit) != text}
 
 
-def _sums(usages: Sequence[Usage]) -> list[dict[str, Any]]:
+def _text(text: str, limit: int) -> str:
+    return text if len(text) <= limit and text.isprintable() else clipped(text, limit)
+
+
+def _sums(usages: Sequence[Usage]) -> list[list[Any]]:
     """One row of increments per hour, owner, key and model."""
-    rows: dict[tuple[int, str, str, str], dict[str, Any]] = {}
+    rows: dict[tuple[int, str, str, str], list[Any]] = {}
     for usage in usages:
-        place = (int(usage.at // HOUR_S), usage.owner, usage.key_id, clipped(usage.model, 200))
+        place = (int(usage.at // HOUR_S), usage.owner, usage.key_id, _text(usage.model, _MODEL_CHARS))
         row = rows.get(place)
         if row is None:
-            row = rows[place] = dict(zip(_PLACE, place, strict=True), **dict.fromkeys(_SUMS, 0))
-        row["requests"] += 1
-        row["failed"] += usage.state in FAILED_STATES
-        for name in _SUMS[2:]:
-            row[name] += getattr(usage, name)
+            row = rows[place] = [*place, 0, 0, 0, 0, 0, 0, 0.0]
+        row[4] += 1
+        row[5] += usage.state in FAILED_STATES
+        row[6] += usage.prompt_tokens
+        row[7] += usage.cached_tokens
+        row[8] += usage.completion_tokens
+        row[9] += usage.cost
+        row[10] += usage.wall_s
     return list(rows.values())
 
 
