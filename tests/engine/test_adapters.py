@@ -155,12 +155,13 @@ async def come_and_be_cancelled(engine: Engine, rng: random.Random) -> None:
 async def test_in_a_small_context_preempted_and_copied_answers_are_still_their_own(seed: int) -> None:
     """512 cells for 12 candidates of 4 kinds: rows change hands by preemption and by way of the host's memory."""
     rng = random.Random(seed)
-    prompts = crowd(rng, num_prompts=40, max_tokens=200)
+    long = [ask(f"{n} preempt", NAMES[n % 4], max_tokens=300) for n in range(8)]  # two of one kind outgrow the cells in step
+    prompts = [*long, *crowd(rng, num_prompts=32, max_tokens=120)]
     small = {"context_tokens": 512, "cached_sequences": 4, "host_cache_tokens": 3000}
     async with adapted(max_sequences=12, **small) as engine:
 
         async def late(prompt: Prompt) -> Generation:
-            await asyncio.sleep(rng.random() / 2)
+            await asyncio.sleep(0 if prompt in long else rng.random() / 2)
             [generation] = await generate(engine, prompt)
             return generation
 
