@@ -11,8 +11,9 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx
 
@@ -24,7 +25,8 @@ KEY = "benchmark-key-benchmark-key"
 START_TIMEOUT_S = 120.0
 
 
-class Peer(NamedTuple):
+@dataclass(frozen=True)
+class Peer:
     """A running server with an OpenAI-compatible API."""
 
     name: str
@@ -35,7 +37,7 @@ class Peer(NamedTuple):
     def headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {KEY}"}
 
-    @property
+    @cached_property
     def model(self) -> str:
         """Id of the model it serves."""
         return str(httpx.get(f"{self.url}/v1/models", headers=self.headers).json()["data"][0]["id"])
