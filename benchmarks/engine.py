@@ -7,7 +7,7 @@ dominate; "600m" is shaped like Qwen3-0.6B, in Q4_K_M. In each run the servers t
   best of 20    one request with n=20
 
 A rate is generated tokens per second, prompt included. The ratio is the geometric mean of the runs' ratios; its lower bound is
-one-sided, at 95 %, by Student's t over their logarithms. Then, on "compute" (85 M parameters): the first token of a second request
+one-sided, at 95 %, by Student's t over their logarithms. Then, on "compute" (85 M parameters): the first token of a request
 whose prompt begins like one that is being answered, and the gaps between tokens of 8 streams while a long prompt arrives.
 
     python -m benchmarks.engine [--runs 5] [--threads 2] [--prompt 64] [--tokens 48] [--models vocabulary 600m compute]
