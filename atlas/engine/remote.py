@@ -94,6 +94,9 @@ class RemoteEngine:
     async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         raise self._no("tokenize")
 
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        raise self._no("pieces")
+
     async def detokenize(self, tokens: Sequence[int]) -> str:
         raise self._no("detokenize")
 

@@ -84,10 +84,20 @@ class TokenizeRequest(Wire):
     prompt: str | None = None
     model: str | None = None
     parse_special: bool = True
+    with_pieces: bool = False
+
+
+class TokenPiece(Wire):
+    """What a token stands for: text, or the bytes of one that is only a part of a character."""
+
+    id: int
+    piece: str | list[int]
 
 
 class TokenizeReply(Wire):
-    tokens: list[int]
+    """`tokens` are objects only if the request asked for `with_pieces`, llama-server's word."""
+
+    tokens: list[int | TokenPiece]
     count: int
     max_model_len: int
 
