@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from atlas.errors import BadRequest
-from atlas.gateway import anthropic_wire, wire
+from atlas.gateway import anthropic_wire, text_wire, wire
 from atlas.gateway.anthropic_convert import messages_prompt
+from atlas.gateway.completions import completion_prompts
 from atlas.gateway.convert import chat_prompt, refused_fields
 from atlas.types import Capabilities, Prompt
 
@@ -47,6 +48,15 @@ def test_llama_servers_short_form_of_a_schema_is_honoured() -> None:
     assert chat(json_schema=SCHEMA, response_format={"type": "text"}).json_schema == SCHEMA
     with pytest.raises(BadRequest, match="send one"):
         chat(json_schema=SCHEMA, response_format={"type": "json_object"})
+
+
+def test_grammars_and_schemas_reach_the_engine_from_chats_and_completions() -> None:
+    request = msgspec.convert({"model": "m", "prompt": "x", "grammar": "root ::= x"}, text_wire.CompletionRequest)
+    [prompt] = completion_prompts(request, CAN, owner="alice")
+    assert (prompt.text, prompt.grammar, chat(grammar="root ::= x").grammar) == ("x", "root ::= x", "root ::= x")
+    request = msgspec.convert({"model": "m", "prompt": "x", "json_schema": SCHEMA, "grammar": ""}, text_wire.CompletionRequest)
+    [prompt] = completion_prompts(request, CAN, owner="alice")
+    assert (prompt.json_schema, prompt.grammar) == (SCHEMA, None)
 
 
 def test_anthropics_output_format_becomes_a_schema() -> None:
