@@ -7,7 +7,6 @@ import select
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +17,8 @@ from pathlib import Path
 import httpx
 
 from atlas.engine.hardware import has_unsafe_amx
+from benchmarks.sdists import CACHE, unpacked
 
-CACHE = Path(__file__).parent / ".cache"
 LLAMA_CPP_PYTHON = "0.3.36"  # as in pyproject.toml
 KEY = "benchmark-key-benchmark-key"
 START_TIMEOUT_S = 120.0
@@ -55,15 +54,7 @@ def llama_server_binary() -> Path:
 
 
 def _sources() -> Path:
-    CACHE.mkdir(exist_ok=True)
-    folder = CACHE / f"llama_cpp_python-{LLAMA_CPP_PYTHON}"
-    if not folder.exists():
-        name = "llama-cpp-python"
-        fetch = ["download", "-q", "--no-deps", "--no-binary", name, "-d", str(CACHE), f"{name}=={LLAMA_CPP_PYTHON}"]
-        subprocess.run([sys.executable, "-m", "pip", *fetch], check=True)
-        with tarfile.open(CACHE / f"{folder.name}.tar.gz") as archive:
-            archive.extractall(CACHE, filter="data")
-    return folder / "vendor/llama.cpp"
+    return unpacked("llama-cpp-python", LLAMA_CPP_PYTHON) / "vendor/llama.cpp"
 
 
 def _build(sources: Path) -> None:

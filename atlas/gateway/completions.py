@@ -79,6 +79,8 @@ def _prompt(request: text_wire.CompletionRequest, entry: Input, capabilities: Ca
         n=request.n or 1,
         stop=to_stop(request.stop),
         max_tokens=request.max_tokens,
+        json_schema=request.json_schema,
+        grammar=request.grammar or None,
         top_logprobs=request.logprobs,
         owner=owner,
     )

@@ -39,6 +39,7 @@ PRIORITIES = {
     "/v1/messages": (0, 1),
     "/v1/responses": (0, 1),
     "/v1/embeddings": (1, 1),
+    "/v1/rerank": (1, 1),
     "/v1/sandbox/execute": (1, 1),
     "/execute": (1, 1),
 }

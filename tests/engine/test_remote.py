@@ -198,9 +198,13 @@ async def test_embeddings_come_in_order_and_at_unit_length() -> None:
 
 async def test_what_the_wire_cannot_do_is_refused() -> None:
     engine = RemoteEngine("http://127.0.0.1:9/v1", model="m")
-    for attempt in (engine.count_tokens(ask()), engine.tokenize("x"), engine.detokenize([1]), engine.submit(ask(adapter="a"))):
+    for attempt in (engine.count_tokens(ask()), engine.tokenize("x"), engine.pieces([1]), engine.submit(ask(adapter="a"))):
         with pytest.raises(Unsupported):
             await attempt
     with pytest.raises(Unsupported, match="features"):
         await engine.submit(ask(features=True))
+    with pytest.raises(Unsupported, match="grammar"):
+        await engine.submit(ask(grammar='root ::= "a"'))
+    with pytest.raises(Unsupported, match="raw prompts"):
+        await engine.submit(Prompt(text="x", json_schema={}))
     await engine.close()
