@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, get_type_hints
 
 from atlas.errors import BadRequest, Unsupported
@@ -58,7 +59,10 @@ def check_sampling_fields(request: wire.SamplingFields) -> None:
 
 def refuse_unsupported(request: wire.Wire) -> None:
     """Refuse what the wire declares as `NotSupported`, if it asks for anything."""
-    for field in refused_fields(type(request)):
+    fields = refused_fields(type(request))
+    if not any(map(getattr, itertools.repeat(request), fields)):  # nearly always
+        return
+    for field in fields:
         value = getattr(request, field)
         if value and value != "none":
             raise Unsupported(f"{field}: this server does not support it; leave it out", param=field)

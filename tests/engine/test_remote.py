@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from typing import Any
 
 import pytest
 
+from atlas.engine import Group
 from atlas.engine.remote import RemoteEngine
 from atlas.errors import ModelNotFound, Unsupported, UpstreamFailed
 from atlas.types import Message, Prompt, Sampling, Tool, ToolCall
-from tests.engine.peer import DONE, HELLO, USAGE, answer, ask, chat, event, read, running
+from tests.engine.peer import DONE, HELLO, USAGE, answer, ask, chat, event, read, running, until
 
 
 async def test_an_answer_streams_and_its_usage_counts() -> None:
@@ -26,6 +29,24 @@ async def test_an_answer_streams_and_its_usage_counts() -> None:
         assert (group.prompt_tokens, group.cached_tokens) == (9, 5)
         assert peer.requests[0][1]["authorization"] == "Bearer sk-1"
         await engine.close()
+
+
+async def test_an_answer_leaves_nothing_to_the_collector() -> None:
+    async with running(chat__completions=(200, HELLO)) as peer:
+        engine = RemoteEngine(peer.url, model="m")
+        gc.disable()
+        try:
+            group = weakref.ref(await answered(engine))
+            await until(lambda: group() is None)
+        finally:
+            gc.enable()
+            await engine.close()
+
+
+async def answered(engine: RemoteEngine) -> Group:
+    group = await engine.submit(ask())
+    await group.all()
+    return group
 
 
 async def test_json_may_hold_line_separators_and_come_in_any_pieces() -> None:
