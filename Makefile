@@ -9,7 +9,7 @@ NVCC := $(shell command -v nvcc 2>/dev/null)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | head -1)
 LLAMA_FLAGS := -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
 
-.PHONY: help install system serve test test-slow check static bench nano clean
+.PHONY: help install system serve test test-slow conformance check static bench nano clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -58,6 +58,9 @@ test: install system static  ## everything that needs no GPU
 
 test-slow: install system  ## minutes-long tests: soak, retraining checks, editors and agents
 	$(PY) -m pytest -q -m slow
+
+conformance: install  ## other projects' tests of this API, against a real server (downloads their sources; minutes)
+	$(PY) -m tests.conformance
 
 check: install static  ## static checks and the quick unit tests, in about two minutes
 	$(PY) -m pytest -q tests/test_*.py tests/engine tests/store tests/ralph tests/nano --deselect tests/engine/test_contract.py

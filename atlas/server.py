@@ -75,11 +75,11 @@ class Cycle(RequestResponseCycle):
             await self.flow.drain()
         if self.disconnected:
             return
-        self.response_started, self.waiting_for_100_continue = True, False
         status, headers = message["status"], [*self.default_headers, *message["headers"]]
         lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         if lines.translate(None, HEADER_BYTES) != b"\r\n" * len(headers):
             raise RuntimeError("a header of this reply holds a character that would end it, or none that may be there")
+        self.response_started, self.waiting_for_100_continue = True, False
         self.transport.write(b"%b%b%b\r\n" % (STATUS_LINE[status], lines, self._framing(status, dict(headers))))
 
     def _framing(self, status: int, headers: dict[bytes, bytes]) -> bytes:

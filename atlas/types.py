@@ -91,6 +91,7 @@ class Prompt(Value, frozen=True, kw_only=True):
         max_tokens: bound on generated tokens per candidate, thinking included; None: the rest of the context, up to a setting.
         tool_choice: "auto", "none", "required", or the name of one tool as "tool:NAME".
         json_schema: the answer must be JSON of this schema; `{}` means any JSON object.
+        grammar: the whole answer must follow this grammar, in llama.cpp's GBNF; goes with neither tools nor json_schema.
         top_logprobs: None for no log-probabilities, else how many alternatives (0..20) beside each chosen token.
         thinking: None leaves it to the model's template; False asks for none.
         thinking_budget_tokens: thinking is closed after this many tokens.
@@ -116,6 +117,7 @@ class Prompt(Value, frozen=True, kw_only=True):
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
     json_schema: dict[str, Any] | None = None
+    grammar: str | None = None
     top_logprobs: int | None = None
     thinking: bool | None = None
     thinking_budget_tokens: int | None = None
@@ -220,6 +222,7 @@ class Capabilities(Value, frozen=True, kw_only=True):
     features: bool = False
     tools: bool = False
     json_schema: bool = False
+    grammar: bool = False
     thinking: bool = False
     fill_in_middle: bool = False
     tokenize: bool = False

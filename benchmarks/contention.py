@@ -30,7 +30,8 @@ from atlas.engine import load_engine
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.settings import AuthSettings, EngineSettings
 from atlas.store import DataDirectory, open_store
-from benchmarks.engine import CELLS, models, write
+from benchmarks import models
+from benchmarks.engine import CELLS, write
 from benchmarks.peers import free_port
 
 STREAMS = 8
@@ -157,7 +158,8 @@ def main() -> None:
     arguments = parser.parse_args()
     report: dict[str, object] = {"arguments": vars(arguments), "models": {}}
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: measure(path, arguments) for name, path in models(Path(folder)).items()}
+        made = {make.__name__: make(Path(folder)) for make in (models.vocabulary, models.compute)}
+        found = {name: measure(path, arguments) for name, path in made.items()}
     for name, row in found.items():
         print(f"{name:>10}  " + "  ".join(f"{key} {value:.2f}" for key, value in row.items()))
     write("contention", {**report, "models": found})

@@ -1,90 +1,190 @@
-"""Best-of-k over HTTP: ATLAS beside llama-server, same commit of llama.cpp, model, threads and samplers, in one run.
+"""The engine over HTTP: ATLAS beside llama-server, same commit of llama.cpp, model, threads and samplers, in one run.
 
-Two random models: "vocabulary" has Qwen3's 151,936 tokens and next to no layers, so that sampling and Python dominate; "compute"
-is 85 M parameters in 12 layers, so that matrices do. Requests alternate between the servers; the ratio is that of the medians.
+Two models with random weights: "vocabulary" has Qwen3's 151,936 tokens and next to no layers, so that sampling and Python
+dominate; "600m" is shaped like Qwen3-0.6B, in Q4_K_M. In each run the servers take turns at each load:
 
-    python -m benchmarks.engine [--runs 5] [--threads 2] [--prompt 512] [--tokens 96]
+  streams n     n streamed requests at once, each with a prompt of its own
+  best of 20    one request with n=20
+
+A rate is generated tokens per second, prompt included. The ratio is the geometric mean of the runs' ratios; its lower bound is
+one-sided, at 95 %, by Student's t over their logarithms. Then, on "compute" (85 M parameters): the first token of a request
+whose prompt begins like one that is being answered, and the gaps between tokens of 8 streams while a long prompt arrives.
+
+    python -m benchmarks.engine [--runs 5] [--threads 2] [--prompt 64] [--tokens 48] [--models vocabulary 600m compute]
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import math
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
-import numpy as np
 
+from benchmarks import models
 from benchmarks.peers import Peer, atlas, llama_server
-from tests.ggufs import random_gguf
+from benchmarks.streams import streamed
 
-KS = (1, 4, 20)
 CELLS = 16384
-SAMPLING = {"temperature": 0.8, "top_k": 20, "top_p": 0.95, "min_p": 0.0}
+STREAMS = (1, 4, 8, 20, 32)
+BEST_OF = 20
+SLOTS = max(STREAMS)
+SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 20, "top_p": 0.95, "min_p": 0.0}
 RESULTS = Path(__file__).parent / "results"
+MODELS = {"vocabulary": models.vocabulary, "600m": models.qwen3_600m, "compute": models.compute}
+T95 = (math.inf, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)  # Student's t, one-sided, by degrees of freedom
+LONG_PROMPT = 4000
+SHARED_PROMPT = 2000
 
 
-def models(folder: Path) -> dict[str, Path]:
-    vocabulary = random_gguf(folder / "vocabulary.gguf", vocab_pad=151_936, dtype=np.float16)
-    compute = random_gguf(
-        folder / "compute.gguf", vocab_pad=32_000, layers=12, embd=768, heads=12, kv_heads=4, head_dim=64, dtype=np.float16
-    )
-    return {"vocabulary": vocabulary, "compute": compute}
+class Load(NamedTuple):
+    """What a server is asked at once."""
+
+    name: str
+    run: Callable[[Peer, int], Awaitable[float]]  # to tokens per second
 
 
-def best_of(peer: Peer, *, k: int, prompt_tokens: int, max_tokens: int, run: int) -> float:
-    """Generated tokens per second of one n=k request with a prompt nobody has seen."""
-    text = f"{run:06d} {k:03d} ".ljust(prompt_tokens, "x")  # one byte, one token
-    body = {"model": peer.model, "prompt": text, "n": k, "max_tokens": max_tokens, "seed": run, "cache_prompt": True, **SAMPLING}
-    start_s = time.perf_counter()
-    answer = httpx.post(f"{peer.url}/v1/completions", json=body, headers=peer.headers, timeout=600)
-    seconds = time.perf_counter() - start_s
-    choices = answer.raise_for_status().json()["choices"]  # llama-server's usage counts one of them
-    if [choice["finish_reason"] for choice in choices] != ["length"] * k:
-        raise SystemExit(f"{peer.name} did not answer k={k} in full: {answer.text[:300]}")
-    return float(k * max_tokens / seconds)
+def loads(*, prompt_tokens: int, max_tokens: int) -> list[Load]:
+    def text(run: int, number: int) -> str:  # one byte, one token
+        return f"{run:04d} {number:04d} ".ljust(prompt_tokens, "x")
+
+    def streams(num: int) -> Load:
+        async def ask(peer: Peer, run: int) -> float:
+            start_s = time.perf_counter()
+            prompts = (text(run, 100 * num + number) for number in range(num))
+            await asyncio.gather(*(streamed(peer, prompt, max_tokens=max_tokens, seed=run, **SAMPLING) for prompt in prompts))
+            return num * max_tokens / (time.perf_counter() - start_s)
+
+        return Load(f"streams {num}", ask)
+
+    async def best_of(peer: Peer, run: int) -> float:
+        body = {"model": peer.model, "prompt": text(run, 9000), "n": BEST_OF, "max_tokens": max_tokens, "seed": run, **SAMPLING}
+        start_s = time.perf_counter()
+        answer = await asyncio.to_thread(httpx.post, f"{peer.url}/v1/completions", json=body, headers=peer.headers, timeout=600)
+        seconds = time.perf_counter() - start_s
+        choices = answer.raise_for_status().json()["choices"]  # llama-server's usage counts one of them
+        if [choice["finish_reason"] for choice in choices] != ["length"] * BEST_OF:
+            raise SystemExit(f"{peer.name} did not answer in full: {answer.text[:300]}")
+        return BEST_OF * max_tokens / seconds
+
+    return [*map(streams, STREAMS), Load(f"best of {BEST_OF}", best_of)]
 
 
-def compare(peers: list[Peer], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    rows = []
-    for k in KS:
-        rates: dict[str, list[float]] = {peer.name: [] for peer in peers}
-        for run in range(arguments.runs + 1):  # the first is a warm-up
+async def compare(peers: Sequence[Peer], todo: Sequence[Load], *, runs: int) -> list[dict[str, Any]]:
+    """Every load by each peer in turns; the first run is a warm-up."""
+    rates: dict[str, dict[str, list[float]]] = {load.name: {peer.name: [] for peer in peers} for load in todo}
+    for run in range(runs + 1):
+        for load in todo:
             for peer in peers if run % 2 else peers[::-1]:
-                rate = best_of(peer, k=k, prompt_tokens=arguments.prompt, max_tokens=arguments.tokens, run=run)
-                rates[peer.name] += [rate] if run else []
-        ours, theirs = (statistics.median(rates[name]) for name in ("atlas", "llama-server"))
-        pairs = sorted(a / b for a, b in zip(rates["atlas"], rates["llama-server"], strict=True))
-        rows.append({"k": k, "atlas": ours, "llama-server": theirs, "ratio": ours / theirs, "worst": pairs[0], "best": pairs[-1]})
-    return rows
+                rate = await load.run(peer, run)
+                rates[load.name][peer.name] += [rate] if run else []
+            print(f"\rrun {run} of {runs}, {load.name}   ", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return [{"load": name} | summary(found["atlas"], found["llama-server"]) for name, found in rates.items()]
+
+
+def summary(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    logs = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
+    mean, num = statistics.mean(logs), len(logs)
+    spread = T95[min(num, len(T95)) - 1] * statistics.stdev(logs) / math.sqrt(num) if num > 1 else math.inf
+    return {
+        "atlas": statistics.median(ours),
+        "llama-server": statistics.median(theirs),
+        "ratio": math.exp(mean),
+        "lower": math.exp(mean - spread),
+        "runs": {"atlas": ours, "llama-server": theirs},
+    }
+
+
+async def shared_prefix(peer: Peer, run: int) -> dict[str, float]:
+    """First token of a prompt nobody has seen, and of one that begins alike, while the first is being answered."""
+    prefix, begun = f"{run:04d} ".ljust(SHARED_PROMPT, "y"), asyncio.Event()
+    first = asyncio.create_task(streamed(peer, f"{prefix} one", max_tokens=100, begun=begun, temperature=0))
+    await begun.wait()
+    second = await streamed(peer, f"{prefix} another", max_tokens=8, temperature=0)
+    cold_s = (await first).first_s
+    return {"cold_s": cold_s, "second_s": second.first_s, "share": second.first_s / cold_s}
+
+
+async def beside_a_prompt(peer: Peer, run: int) -> dict[str, float]:
+    """Gaps between tokens of 8 streams, from the arrival of a prompt of 4,000 tokens to its first token."""
+    events = [asyncio.Event() for _ in range(8)]
+    asked = (streamed(peer, f"{run:04d} {i} gaps", max_tokens=200, begun=event, temperature=0) for i, event in enumerate(events))
+    streams = [asyncio.create_task(each) for each in asked]
+    await asyncio.gather(*(event.wait() for event in events))
+    long = await streamed(peer, f"{run:04d} ".ljust(LONG_PROMPT, "q"), max_tokens=1, temperature=0)
+    until_s = long.begun_s + long.first_s
+    gaps = [
+        later - earlier
+        for stream in await asyncio.gather(*streams)
+        for earlier, later in zip(stream.pieces_s, stream.pieces_s[1:], strict=False)
+        if later > long.begun_s and earlier < until_s
+    ]
+    return {"p99_s": sorted(gaps)[int(0.99 * len(gaps))], "median_s": statistics.median(gaps), "prompt_s": long.first_s}
+
+
+async def latencies(peers: Sequence[Peer], *, runs: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Medians of each figure, by measurement and peer."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, measure in (("shared prefix", shared_prefix), ("beside a prompt", beside_a_prompt)):
+        seen: dict[str, list[dict[str, float]]] = {peer.name: [] for peer in peers}
+        for run in range(runs):
+            for peer in peers if run % 2 else peers[::-1]:
+                seen[peer.name].append(await measure(peer, run))
+        found[name] = {
+            peer: {figure: statistics.median(each[figure] for each in each_run) for figure in each_run[0]}
+            for peer, each_run in seen.items()
+        }
+    return found
+
+
+async def measured(model: str, path: Path, home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    todo = loads(prompt_tokens=arguments.prompt, max_tokens=arguments.tokens)
+    start = {"threads": arguments.threads, "cells": CELLS}
+    with ExitStack() as stack:
+        ours = stack.enter_context(atlas(path, home, **start))
+        theirs = stack.enter_context(llama_server(path, slots=SLOTS, **start))
+        report: dict[str, Any] = {"loads": await compare([ours, theirs], todo, runs=arguments.runs)}
+        if model == "compute":
+            report["latencies"] = await latencies([ours, theirs], runs=arguments.runs)
+    return report
+
+
+def show(model: str, report: dict[str, Any]) -> None:
+    for row in report["loads"]:
+        print(
+            f"{model:>10}  {row['load']:<11} atlas {row['atlas']:7.1f} tok/s   llama-server {row['llama-server']:7.1f} tok/s"
+            f"   ratio {row['ratio']:.2f}, at least {row['lower']:.2f}"
+        )
+    for name, peers in report.get("latencies", {}).items():
+        for peer, figures in peers.items():
+            print(f"{model:>10}  {name:<16} {peer:<12} " + "   ".join(f"{key} {value:.3f}" for key, value in figures.items()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("runs", 5), ("threads", 2), ("prompt", 512), ("tokens", 96)):
+    for name, default in (("runs", 5), ("threads", 2), ("prompt", 64), ("tokens", 48)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     arguments = parser.parse_args()
-    report: dict[str, Any] = {"arguments": vars(arguments), "sampling": SAMPLING, "models": {}}
+    report: dict[str, Any] = {"arguments": vars(arguments), "sampling": SAMPLING, "load": [os.getloadavg()[0]], "models": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for name, path in models(Path(folder)).items():
-            with ExitStack() as stack:
-                start = {"threads": arguments.threads, "cells": CELLS}
-                ours = stack.enter_context(atlas(path, Path(folder) / f"home-{name}", **start))
-                theirs = stack.enter_context(llama_server(path, slots=max(KS), **start))
-                rows = compare([ours, theirs], arguments)
-            report["models"][name] = rows
-            for row in rows:
-                print(
-                    f"{name:>10}  k={row['k']:<3} atlas {row['atlas']:8.0f} tok/s   llama-server {row['llama-server']:8.0f} tok/s"
-                    f"   ratio {row['ratio']:.2f} ({row['worst']:.2f}-{row['best']:.2f})"
-                )
+        for name in arguments.models:
+            path = MODELS[name](Path(folder))
+            report["models"][name] = asyncio.run(measured(name, path, Path(folder) / f"home-{name}", arguments))
+            show(name, report["models"][name])
+    report["load"].append(os.getloadavg()[0])
     write("engine", report)
 
 

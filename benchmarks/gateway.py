@@ -32,7 +32,8 @@ import httpx
 from benchmarks.engine import write
 from benchmarks.load import Load, Target, request_bytes, rss_bytes, run
 from benchmarks.mock_upstream import NUM_CHUNKS
-from benchmarks.peers import CACHE, KEY, START_TIMEOUT_S, free_port
+from benchmarks.peers import KEY, START_TIMEOUT_S, free_port
+from benchmarks.sdists import CACHE
 
 LITELLM_VERSION = "1.106.2"
 CONCURRENCY = 32  # as many clients as engine.max_sequences lets in at once

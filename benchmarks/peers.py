@@ -7,24 +7,25 @@ import select
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx
 
 from atlas.engine.hardware import has_unsafe_amx
+from benchmarks.sdists import CACHE, unpacked
 
-CACHE = Path(__file__).parent / ".cache"
 LLAMA_CPP_PYTHON = "0.3.36"  # as in pyproject.toml
 KEY = "benchmark-key-benchmark-key"
 START_TIMEOUT_S = 120.0
 
 
-class Peer(NamedTuple):
+@dataclass(frozen=True)
+class Peer:
     """A running server with an OpenAI-compatible API."""
 
     name: str
@@ -35,7 +36,7 @@ class Peer(NamedTuple):
     def headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {KEY}"}
 
-    @property
+    @cached_property
     def model(self) -> str:
         """Id of the model it serves."""
         return str(httpx.get(f"{self.url}/v1/models", headers=self.headers).json()["data"][0]["id"])
@@ -53,15 +54,7 @@ def llama_server_binary() -> Path:
 
 
 def _sources() -> Path:
-    CACHE.mkdir(exist_ok=True)
-    folder = CACHE / f"llama_cpp_python-{LLAMA_CPP_PYTHON}"
-    if not folder.exists():
-        name = "llama-cpp-python"
-        fetch = ["download", "-q", "--no-deps", "--no-binary", name, "-d", str(CACHE), f"{name}=={LLAMA_CPP_PYTHON}"]
-        subprocess.run([sys.executable, "-m", "pip", *fetch], check=True)
-        with tarfile.open(CACHE / f"{folder.name}.tar.gz") as archive:
-            archive.extractall(CACHE, filter="data")
-    return folder / "vendor/llama.cpp"
+    return unpacked("llama-cpp-python", LLAMA_CPP_PYTHON) / "vendor/llama.cpp"
 
 
 def _build(sources: Path) -> None:

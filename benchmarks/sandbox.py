@@ -3,7 +3,8 @@
 Rows alternate, figures are medians over all rounds. ATLAS is asked through its socket, as the server asks it: a pool process, a
 box of its own for every run, tier and `sealed` as stated in each row. The peers are a cold `python -m pytest` (plugins off, in
 its favour), bubblewrap around a fresh interpreter, a plain fresh interpreter, and a warm process that forks per candidate without
-any isolation, as the graders of public benchmarks do. Load is the machine's, over the last minute.
+any isolation, as the graders of public benchmarks do. A fresh interpreter is started before it is asked for, so its row stands
+twice: asked for without a break, and with a pause of 50 ms before each run. Load is the machine's, over the last minute.
 
     python -m benchmarks.sandbox [--rounds 5] [--runs 20] [--seconds 4]
 """
@@ -46,13 +47,15 @@ ECHO = "print(sum(map(int, input().split())))\n"
 ECHO_CASES = (Case(stdin="1 2\n", expected="3\n"),)
 FUNCTION = Program(code=CODE, mode="function", entry_point="add", cases=CASES)
 PYTEST = Program(code=CODE, mode="pytest", test_code=NOT_SEALABLE)
+FRESH = Program(code=ECHO, mode="stdin", cases=ECHO_CASES, fresh=True)
 OURS = {
     "function, 10 cases": FUNCTION,
     "stdin, forked": Program(code=ECHO, mode="stdin", cases=ECHO_CASES),
-    "stdin, fresh interpreter": Program(code=ECHO, mode="stdin", cases=ECHO_CASES, fresh=True),
+    "stdin, fresh interpreter": FRESH,
     "pytest, one box": PYTEST,
     "pytest, two boxes": Program(code=CODE, mode="pytest", test_code=SEALABLE),
 }
+PACED, PAUSE_S = "ATLAS stdin, fresh, after a pause", 0.05
 SPIN = Program(code="while True:\n    pass\n")
 NUM_SPINNING = 20
 CANCELLATIONS = 5
@@ -128,6 +131,8 @@ async def latencies(sandbox: Sandbox, peers: Peers, *, rounds: int, runs: int) -
         for name, program in OURS.items():
             facts[f"ATLAS {name}"] = await ours(sandbox, program)
             rows.setdefault(f"ATLAS {name}", []).extend(await timed(lambda: ours(sandbox, program), runs))  # noqa: B023
+        facts[PACED] = await ours(sandbox, FRESH)
+        rows.setdefault(PACED, []).extend(await timed(lambda: ours(sandbox, FRESH), runs, pause_s=PAUSE_S))
         for name, once in peers.rows().items():
             rows.setdefault(name, []).extend(await timed(lambda: asyncio.to_thread(once), max(3, runs // 4)))  # noqa: B023
     return [
@@ -137,9 +142,11 @@ async def latencies(sandbox: Sandbox, peers: Peers, *, rounds: int, runs: int) -
     ]
 
 
-async def timed(once: Callable[[], Awaitable[Any]], runs: int) -> list[float]:
+async def timed(once: Callable[[], Awaitable[Any]], runs: int, *, pause_s: float = 0.0) -> list[float]:
+    """Milliseconds of each run; the pause before it is not counted."""
     times = []
     for _ in range(runs):
+        await asyncio.sleep(pause_s)
         started_s = time.perf_counter()
         await once()
         times.append(1e3 * (time.perf_counter() - started_s))

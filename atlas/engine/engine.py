@@ -180,9 +180,12 @@ class LlamaEngine:
     async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         return await self._in_pool(lambda: self._vocab.tokenize(text, special=special))
 
-    async def detokenize(self, tokens: Sequence[int]) -> str:
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
         self._check_ids(tokens)
-        return b"".join(self._vocab.raw_piece(token, special=True) for token in tokens).decode("utf-8", "replace")
+        return [self._vocab.raw_piece(token, special=True) for token in tokens]
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        return b"".join(await self.pieces(tokens)).decode("utf-8", "replace")
 
     async def close(self) -> None:
         if self._is_closed:
@@ -337,6 +340,7 @@ class LlamaEngine:
             features=True,
             tools=self._format.supports_tools,
             json_schema=True,
+            grammar=True,
             thinking=self._format.supports_thinking,
             fill_in_middle=min(self._vocab.fim) >= 0,
             tokenize=True,
@@ -362,7 +366,7 @@ class _CountedGroup(Group):
 
 def _is_bound(prompt: Prompt) -> bool:
     """Whether a grammar may have to bind the answer."""
-    return prompt.json_schema is not None or bool(prompt.tools)
+    return prompt.json_schema is not None or prompt.grammar is not None or bool(prompt.tools)
 
 
 def recommended_sampling(model: Model) -> Recommended:

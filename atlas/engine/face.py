@@ -43,6 +43,9 @@ class Engine(Protocol):
     async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids; `special` parses control tokens such as <|im_end|> out of the text."""
 
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """Bytes of each token; a character may be spread over several. Raises BadRequest on an id outside the vocabulary."""
+
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of token ids; invalid UTF-8 becomes U+FFFD. Raises BadRequest on an id outside the vocabulary."""
 

@@ -1,4 +1,4 @@
-"""What an answer must look like, token by token: JSON schemas and tool calls, by llguidance.
+"""What an answer must look like, token by token: JSON schemas, tool calls and GBNF, by llguidance.
 
 Schemas come from strangers. llguidance answers a bad one with an error message and bounds much of its own work by fuel; what it
 does not bound, schema_bounds.py does, and grammars are built on a thread with a deep stack. Measured 2026-11 (llguidance 1.9.1),
@@ -19,6 +19,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
+from atlas.engine.gbnf import to_lark
 from atlas.engine.parse import CALL, CALL_END
 from atlas.engine.schema_bounds import bounded
 from atlas.errors import BadRequest, Unsupported
@@ -48,14 +49,16 @@ class Grammars:
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
     def compile(self, prompt: Prompt) -> str | None:
-        """The grammar that `json_schema`, `tool_choice`, `parallel_tool_calls` and strict tools ask for; None if nothing does.
+        """What `grammar`, `json_schema`, `tool_choice`, `parallel_tool_calls` and strict tools ask for; None if nothing does.
 
         Arguments of tools follow their schemas where llguidance can express them; only a strict tool insists on it.
 
         Raises:
-            BadRequest: a schema is wrong, contradicts itself, or is too large.
+            BadRequest: a schema or a grammar is wrong, contradicts itself, or is too large.
             Unsupported: a schema needs a keyword that cannot be enforced.
         """
+        if prompt.grammar is not None:
+            return self._from_gbnf(prompt.grammar)
         grammar = self._grammar(prompt)
         if grammar is not None:
             if len(grammar) > MAX_GRAMMAR_BYTES:
@@ -63,8 +66,13 @@ class Grammars:
             self.start(grammar)
         return grammar
 
-    def start(self, grammar: str) -> Matcher:
-        """A matcher at the beginning of a grammar; cheap for a grammar that was compiled lately.
+    def _from_gbnf(self, text: str) -> str:
+        grammar = to_lark(text)
+        self.start(grammar, what="grammar", param="grammar")
+        return grammar
+
+    def start(self, grammar: str, *, what: str = "schema", param: str = "response_format") -> Matcher:
+        """A matcher at the beginning of a grammar; cheap if the grammar was compiled lately. `what`, `param`: named in an error.
 
         Raises:
             BadRequest: the grammar is too large for llguidance.
@@ -73,18 +81,18 @@ class Grammars:
             first = self._kept.get(grammar)
             if first is not None:
                 self._kept.move_to_end(grammar)
-        return Matcher(first.deep_copy() if first is not None else self._build(grammar))
+        return Matcher(first.deep_copy() if first is not None else self._build(grammar, what=what, param=param))
 
     def close(self) -> None:
         self._builder.shutdown()
 
-    def _build(self, grammar: str) -> LLMatcher:
+    def _build(self, grammar: str, *, what: str, param: str) -> LLMatcher:
         try:
             matcher = self._deep(lambda: LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits))
         except ValueError as error:
-            raise _error(str(error), what="schema", param="response_format") from error
+            raise _error(str(error), what=what, param=param) from error
         if matcher.is_error():
-            raise _error(matcher.get_error(), what="schema", param="response_format")
+            raise _error(matcher.get_error(), what=what, param=param)
         with self._lock:
             self._kept[grammar] = matcher
             while len(self._kept) > _num_kept:

@@ -64,6 +64,8 @@ class RemoteEngine(NoAdapters):
         check_prompt(prompt, self.capabilities)
         if prompt.adapter is not None:
             raise Unsupported(f"adapter '{prompt.adapter}': ask the remote server for it as a model", param="adapter")
+        if prompt.json_schema is not None and not prompt.messages:
+            raise Unsupported("json_schema: OpenAI's API has none for raw prompts; use a chat", param="json_schema")
         deadline = None if prompt.deadline_s is None else asyncio.get_running_loop().time() + prompt.deadline_s
         legs: list[Leg] = []
 
@@ -94,6 +96,9 @@ class RemoteEngine(NoAdapters):
 
     async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         raise self._no("tokenize")
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        raise self._no("pieces")
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         raise self._no("detokenize")

@@ -31,6 +31,7 @@ class Leg:
         self._candidates = [_Candidate(index, prompt, model) for index in indices]
         self._reply: Reply | None = None
         self._usage: wire.Usage | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._is_reading = True
         self._is_cut = False  # the peer would go on, but some candidate may not
 
@@ -42,7 +43,9 @@ class Leg:
 
     def start(self, totals: dict[str, int], deadline: float | None) -> asyncio.Task[None]:
         """Read in the background until `deadline`, in the loop's time; what it cost is added to `totals`."""
-        self.task = asyncio.create_task(self._run(totals, deadline))
+        loop = asyncio.get_running_loop()
+        self.task = loop.create_task(self._run(totals))
+        self._timer = None if deadline is None else loop.call_at(deadline, self._interrupt)
         return self.task
 
     def cancel(self, indices: frozenset[int]) -> None:
@@ -61,20 +64,21 @@ class Leg:
         if self._reply is not None:
             self._reply.close()
 
-    async def _run(self, totals: dict[str, int], deadline: float | None) -> None:
+    async def _run(self, totals: dict[str, int]) -> None:
         """Every candidate is finished, or the group has failed, when this returns."""
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._read()
+            await self._read()
             self._settle(totals)
             if self._reply is not None and not self._is_cut:
                 await self._peer.release(self._reply)
         except AtlasError as error:
             self._group.fail(error)
-        except (TimeoutError, asyncio.CancelledError):
+        except asyncio.CancelledError:
             self._abort(frozenset(self.indices))
         finally:
             self._is_reading = False
+            if self._timer is not None:
+                self._timer.cancel()
             self.close()
 
     def _interrupt(self) -> None:

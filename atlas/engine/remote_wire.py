@@ -242,78 +242,110 @@ def _seconds(retry_after: str | None) -> float:
 # -- what goes out --
 
 
-def body(prompt: Prompt, sampling: Sampling, *, model: str, n: int, stream: bool) -> dict[str, Any]:
+class Body(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A request; strict servers refuse names they do not know, so only what is set is sent."""
+
+    model: str
+    n: int
+    stream: bool
+    messages: list[Turn] | None = None
+    prompt: str | list[int] | None = None
+    suffix: str | None = None
+    stream_options: dict[str, bool] | None = None
+    stop: list[str] | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None  # with the next one and repetition_penalty vLLM's names
+    min_p: float | None = None
+    seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool = True
+    response_format: dict[str, Any] | None = None
+    logprobs: bool | int | None = None  # a number in plain completions
+    top_logprobs: int | None = None
+    chat_template_kwargs: dict[str, bool] | None = None
+    thinking_budget_tokens: int | None = None
+
+
+class Turn(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A message of a request."""
+
+    role: str
+    content: str
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] = []
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+def body(prompt: Prompt, sampling: Sampling, *, model: str, n: int, stream: bool) -> Body:
     """Request for `n` candidates that share `sampling`; a stream has its usage at the end."""
-    shared = {
-        "model": model,
-        "n": n,
-        "stream": stream,
-        "stream_options": {"include_usage": True} if stream else None,
-        "stop": list(prompt.stop) or None,
-        "max_tokens": prompt.max_tokens,
-        **_sampling(sampling),
-    }
-    special = _chat(prompt) if prompt.messages else _plain(prompt)
-    return {key: value for key, value in {**shared, **special}.items() if value is not None}
+    made = Body(
+        model=model,
+        n=n,
+        stream=stream,
+        stream_options={"include_usage": True} if stream else None,
+        stop=list(prompt.stop) or None,
+        max_tokens=prompt.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        frequency_penalty=sampling.frequency_penalty or None,
+        presence_penalty=sampling.presence_penalty or None,
+        repetition_penalty=None if sampling.repetition_penalty == 1.0 else sampling.repetition_penalty,
+        logit_bias={str(token): bias for token, bias in sampling.logit_bias.items()} or None,
+    )
+    if prompt.messages:
+        _ask_chat(made, prompt)
+    else:
+        _ask_plain(made, prompt)
+    return made
 
 
 def path(prompt: Prompt) -> str:
     return "/chat/completions" if prompt.messages else "/completions"
 
 
-def _sampling(sampling: Sampling) -> dict[str, Any]:
-    """`top_k`, `min_p` and `repetition_penalty` are vLLM's names; strict servers refuse them, so only what is set is sent."""
-    return {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
-        "seed": sampling.seed,
-        "frequency_penalty": sampling.frequency_penalty or None,
-        "presence_penalty": sampling.presence_penalty or None,
-        "repetition_penalty": None if sampling.repetition_penalty == 1.0 else sampling.repetition_penalty,
-        "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()} or None,
-    }
+def _ask_plain(made: Body, prompt: Prompt) -> None:
+    made.prompt = prompt.text if prompt.tokens is None else list(prompt.tokens)
+    made.suffix, made.logprobs = prompt.suffix, prompt.top_logprobs
 
 
-def _plain(prompt: Prompt) -> dict[str, Any]:
-    return {
-        "prompt": prompt.text if prompt.tokens is None else list(prompt.tokens),
-        "suffix": prompt.suffix,
-        "logprobs": prompt.top_logprobs,
-    }
-
-
-def _chat(prompt: Prompt) -> dict[str, Any]:
-    tools: dict[str, Any] = {}
+def _ask_chat(made: Body, prompt: Prompt) -> None:
+    made.messages = list(map(_message, prompt.messages))
     if prompt.tools:
-        tools = {"tools": list(map(_tool, prompt.tools)), "tool_choice": _tool_choice(prompt.tool_choice)}
-        tools["parallel_tool_calls"] = None if prompt.parallel_tool_calls else False
-    return {
-        "messages": list(map(_message, prompt.messages)),
-        "response_format": _response_format(prompt.json_schema),
-        "logprobs": None if prompt.top_logprobs is None else True,
-        "top_logprobs": prompt.top_logprobs,
-        "chat_template_kwargs": None if prompt.thinking is None else {"enable_thinking": prompt.thinking},
-        "thinking_budget_tokens": prompt.thinking_budget_tokens,
-        **tools,
-    }
+        made.tools, made.tool_choice = list(map(_tool, prompt.tools)), _tool_choice(prompt.tool_choice)
+        made.parallel_tool_calls = prompt.parallel_tool_calls
+    if prompt.json_schema is not None:
+        made.response_format = _response_format(prompt.json_schema)
+    if prompt.top_logprobs is not None:
+        made.logprobs, made.top_logprobs = True, prompt.top_logprobs
+    if prompt.thinking is not None:
+        made.chat_template_kwargs = {"enable_thinking": prompt.thinking}
+    made.thinking_budget_tokens = prompt.thinking_budget_tokens
 
 
-def _message(message: Message) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.reasoning:
-        turn["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
-    if message.name is not None:
-        turn["name"] = message.name
-    return turn
+def _message(message: Message) -> Turn:
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    return Turn(
+        role=message.role,
+        content=message.content,
+        reasoning_content=message.reasoning or None,
+        tool_calls=calls,
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+    )
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
@@ -327,9 +359,7 @@ def _tool_choice(choice: str) -> str | dict[str, Any]:
     return {"type": "function", "function": {"name": choice.removeprefix("tool:")}}
 
 
-def _response_format(schema: dict[str, Any] | None) -> dict[str, Any] | None:
-    if schema is None:
-        return None
+def _response_format(schema: dict[str, Any]) -> dict[str, Any]:
     if not schema:
         return {"type": "json_object"}
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}

@@ -123,11 +123,14 @@ class ScriptedEngine(NoAdapters):
         parts = re.split("(" + "|".join(map(re.escape, _specials)) + ")", text)
         return [token for part in parts for token in self._encode(part)]
 
-    async def detokenize(self, tokens: Sequence[int]) -> str:
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
         bad = [token for token in tokens if not 0 <= token < len(self._vocab)]
         if bad:
             raise BadRequest(f"token {bad[0]} is outside the vocabulary 0..{len(self._vocab) - 1}", param="tokens")
-        return b"".join(self._vocab[token] for token in tokens).decode("utf-8", "replace")
+        return [self._vocab[token] for token in tokens]
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        return b"".join(await self.pieces(tokens)).decode("utf-8", "replace")
 
     async def close(self) -> None:
         self._is_closed = True

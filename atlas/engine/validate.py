@@ -22,6 +22,7 @@ def check_prompt(prompt: Prompt, can: Capabilities) -> None:
     _check_source(prompt)
     _check_numbers(prompt, can)
     _check_tools(prompt)
+    _check_grammar(prompt)
     _check_abilities(prompt, can)
 
 
@@ -78,9 +79,16 @@ def _check_tools(prompt: Prompt) -> None:
         raise BadRequest("tool_choice is 'required', but there are no tools", param="tool_choice")
 
 
+def _check_grammar(prompt: Prompt) -> None:
+    is_bound = prompt.json_schema is not None or (prompt.tools and prompt.tool_choice != "none")
+    if prompt.grammar is not None and is_bound:
+        raise BadRequest("grammar: binds the whole answer, so it goes with neither tools nor a schema", param="grammar")
+
+
 def _check_abilities(prompt: Prompt, can: Capabilities) -> None:
     wanted = {
         "tools": (bool(prompt.tools) and prompt.tool_choice != "none", can.tools),
+        "grammar": (prompt.grammar is not None, can.grammar),
         "json_schema": (prompt.json_schema is not None, can.json_schema),
         "logprobs": (prompt.top_logprobs is not None, can.logprobs),
         "features": (prompt.features, can.features),

@@ -66,6 +66,11 @@ class Gate(ASGIMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         assert scope["type"] == ScopeType.HTTP  # `scopes` says so
+        if await self.lets_in(scope, send):
+            await next_app(scope, receive, send)
+
+    async def lets_in(self, scope: HTTPScope, send: Send) -> bool:
+        """Whether the request may go on; if not it has been answered, or this raises what stands against it."""
         headers = _headers(scope)
         check_host(headers.get("host", ""), self.hosts)
         try:
@@ -73,8 +78,8 @@ class Gate(ASGIMiddleware):
                 await self._admit(scope, headers)
         except SignInFirst:
             await _redirect(_sign_in_url(scope), send)
-            return
-        await next_app(scope, receive, send)
+            return False
+        return True
 
     async def _admit(self, scope: HTTPScope, headers: dict[str, str]) -> None:
         exchange: Exchange = scope["state"]["exchange"]

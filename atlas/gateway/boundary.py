@@ -15,6 +15,7 @@ from atlas.gateway.headers import guarded_headers
 from atlas.gateway.meter import Meter
 from atlas.gateway.metrics import Metrics
 from atlas.gateway.telemetry import open_telemetry
+from atlas.log import is_logged
 
 log = structlog.get_logger("atlas.gateway")
 
@@ -53,7 +54,7 @@ class Boundary:
             self.telemetry.record(
                 usage, request_id=exchange.request_id, status=exchange.status, traceparent=exchange.header(b"traceparent")
             )
-        if exchange.path not in QUIET_PATHS and log.is_enabled_for(logging.INFO):
+        if exchange.path not in QUIET_PATHS and is_logged(logging.INFO):
             log.info("request.answered", **exchange.line())
 
     async def close(self) -> None:

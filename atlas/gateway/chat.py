@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from litestar import Response, post
+from litestar import post
 from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET
@@ -32,9 +32,7 @@ from atlas.types import Delta, FinishReason, Generation, TokenLogprob, ToolCallD
     responses=replies(wire.ChatCompletion),
     operation_class=StreamingOperation,
 )
-async def chat_completions(
-    request: HTTPRequest, data: JSONBody[wire.ChatCompletionRequest]
-) -> Response[wire.ChatCompletion] | Stream:
+async def chat_completions(request: HTTPRequest, data: JSONBody[wire.ChatCompletionRequest]) -> wire.ChatCompletion | Stream:
     exchange = exchange_of(request)
     engine, is_proved = choose_chat(exchange, data.model)
     prompt = chat_prompt(data, engine.capabilities, owner=exchange.owner)
@@ -42,7 +40,7 @@ async def chat_completions(
     answer = ChatAnswer(exchange, with_usage=bool(data.stream_options and data.stream_options.include_usage))
     if data.stream:
         return EventStream(exchange, guarded(exchange, answer.events(), render=error_event, last=DONE))
-    return Response(answer.whole(*await finished(request, exchange)))
+    return answer.whole(*await finished(request, exchange))
 
 
 class ChatAnswer:

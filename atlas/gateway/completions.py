@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 
-from litestar import Response, post
+from litestar import post
 from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET, UnsetType
@@ -36,9 +36,7 @@ MAX_CANDIDATES = 128  # prompts times n of one request
     responses=replies(text_wire.Completion),
     operation_class=StreamingOperation,
 )
-async def completions(
-    request: HTTPRequest, data: JSONBody[text_wire.CompletionRequest]
-) -> Response[text_wire.Completion] | Stream:
+async def completions(request: HTTPRequest, data: JSONBody[text_wire.CompletionRequest]) -> text_wire.Completion | Stream:
     exchange = exchange_of(request)
     engine = choose_engine(exchange, data.model)
     prompts = completion_prompts(data, engine.capabilities, owner=exchange.owner)
@@ -47,7 +45,7 @@ async def completions(
     answer = CompletionAnswer(exchange, data, echoes)
     if data.stream:
         return EventStream(exchange, guarded(exchange, answer.events(), render=error_event, last=DONE))
-    return Response(answer.whole(await finished(request, exchange)))
+    return answer.whole(await finished(request, exchange))
 
 
 def completion_prompts(request: text_wire.CompletionRequest, capabilities: Capabilities, *, owner: str) -> list[Prompt]:
@@ -79,6 +77,8 @@ def _prompt(request: text_wire.CompletionRequest, entry: Input, capabilities: Ca
         n=request.n or 1,
         stop=to_stop(request.stop),
         max_tokens=request.max_tokens,
+        json_schema=request.json_schema,
+        grammar=request.grammar or None,
         top_logprobs=request.logprobs,
         owner=owner,
     )

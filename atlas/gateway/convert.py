@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, get_type_hints
 
 from atlas.errors import BadRequest, Unsupported
@@ -25,7 +26,7 @@ def chat_prompt(request: wire.ChatCompletionRequest, capabilities: Capabilities,
         raise Unsupported("modalities: this server answers with text only", param="modalities")
     tools, tool_choice = to_tools(request)
     thinking, budget = to_thinking(request, capabilities)
-    schema = to_schema(request.response_format)
+    schema = to_schema(request)
     if schema is not None and not capabilities.json_schema:
         raise Unsupported(
             f"response_format: model {capabilities.model!r} cannot be held to a schema here", param="response_format"
@@ -41,6 +42,7 @@ def chat_prompt(request: wire.ChatCompletionRequest, capabilities: Capabilities,
         tool_choice=tool_choice,
         parallel_tool_calls=request.parallel_tool_calls is not False,
         json_schema=schema,
+        grammar=request.grammar or None,
         top_logprobs=to_top_logprobs(request),
         thinking=thinking,
         thinking_budget_tokens=budget,
@@ -57,7 +59,10 @@ def check_sampling_fields(request: wire.SamplingFields) -> None:
 
 def refuse_unsupported(request: wire.Wire) -> None:
     """Refuse what the wire declares as `NotSupported`, if it asks for anything."""
-    for field in refused_fields(type(request)):
+    fields = refused_fields(type(request))
+    if not any(map(getattr, itertools.repeat(request), fields)):  # nearly always
+        return
+    for field in fields:
         value = getattr(request, field)
         if value and value != "none":
             raise Unsupported(f"{field}: this server does not support it; leave it out", param=field)
@@ -181,10 +186,13 @@ def to_stop(stop: str | list[str] | None) -> tuple[str, ...]:
     return tuple(text for text in texts if text)
 
 
-def to_schema(wanted: wire.ResponseFormat | None) -> dict[str, Any] | None:
+def to_schema(request: wire.ChatCompletionRequest) -> dict[str, Any] | None:
     """The JSON schema the answer has to follow; `{}` is any object."""
+    wanted = request.response_format
     if wanted is None or wanted.type == "text":
-        return None
+        return request.json_schema
+    if request.json_schema is not None:
+        raise BadRequest("json_schema: response_format says already what the answer has to be; send one", param="json_schema")
     if wanted.type == "json_object":
         return wanted.schema or {}
     if wanted.json_schema is None or wanted.json_schema.schema is None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import msgspec
-from litestar import Litestar, Request, Response
+from litestar import Litestar, Request
 from litestar.enums import ScopeType
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -27,6 +27,13 @@ _encoder = msgspec.json.Encoder()
 class _Route(NamedTuple):
     handler: HTTPRouteHandler
     decoder: msgspec.json.Decoder[Any]  # of its body
+
+
+class _Plain(Request[Any, Any, Any]):
+    """What handlers of these routes use of a request; the rest of it takes longer to make than their bodies to read."""
+
+    def __init__(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        self.scope, self.receive, self.send = scope, receive, send
 
 
 class DirectRoutes:
@@ -46,12 +53,9 @@ class DirectRoutes:
             await self._framework(scope, receive, send)
             return
         scope["route_handler"], scope["path_template"] = route.handler, scope["path"]
-
-        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            await self._answer(route, scope, receive, send)
-
         try:
-            await self._gate.handle(scope, receive, send, answer)
+            if await self._gate.lets_in(scope, send):
+                await self._answer(route, scope, receive, send)
         except Exception as error:
             if scope["state"]["exchange"].status:  # the reply has begun, and cannot be another any more
                 raise
@@ -67,17 +71,15 @@ class DirectRoutes:
                 length = value
         return length.isdigit() and 0 < int(length) <= self._body_limit_bytes
 
-    async def _answer(self, route: _Route, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, route: _Route, scope: HTTPScope, receive: Receive, send: Send) -> None:
         body = await _read(receive)
         try:
             data = route.decoder.decode(body)
         except (ValueError, RecursionError):  # msgspec's errors, and those of UTF-8
             await self._framework(scope, _replaying(body, receive), send)
             return
-        request: HTTPRequest = Request(scope, receive, send)
+        request = _Plain(scope, receive, send)
         result = await route.handler.fn(request=request, data=data)
-        if type(result) is Response:  # not a stream; of handlers' own, which set no headers
-            result = result.content
         if isinstance(result, msgspec.Struct):
             await _send_json(_encoder.encode(result), send)
         else:

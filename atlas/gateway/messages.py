@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import msgspec
-from litestar import Response, post
+from litestar import post
 from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET
@@ -35,7 +35,7 @@ from atlas.types import Delta, Generation, ToolCallDelta
     responses=anthropic_replies(wire.MessageReply),
     operation_class=StreamingOperation,
 )
-async def messages(request: HTTPRequest, data: JSONBody[wire.MessagesRequest]) -> Response[wire.MessageReply] | Stream:
+async def messages(request: HTTPRequest, data: JSONBody[wire.MessagesRequest]) -> wire.MessageReply | Stream:
     exchange = exchange_of(request)
     engine, is_proved = choose_mapped(exchange, data.model)
     prompt = messages_prompt(data, engine.capabilities, owner=exchange.owner)
@@ -44,7 +44,7 @@ async def messages(request: HTTPRequest, data: JSONBody[wire.MessagesRequest]) -
         events = guarded(exchange, MessageStream(exchange).events(), render=_error_event(exchange))
         return EventStream(exchange, events, ping=_named(wire.Ping()))
     [[generation]] = await finished(request, exchange)
-    return Response(to_reply(exchange, generation))
+    return to_reply(exchange, generation)
 
 
 @post(

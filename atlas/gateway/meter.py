@@ -39,6 +39,7 @@ PRIORITIES = {
     "/v1/messages": (0, 1),
     "/v1/responses": (0, 1),
     "/v1/embeddings": (1, 1),
+    "/v1/rerank": (1, 1),
     "/v1/sandbox/execute": (1, 1),
     "/execute": (1, 1),
 }
@@ -315,11 +316,14 @@ class MeteredRequest:
             pass
 
     def _usage(self, state: RequestState, finish: str) -> Usage:
-        prompt_tokens = self.embedded_tokens + sum(group.prompt_tokens for group in self.groups)
+        prompt_tokens, cached_tokens, completion_tokens = self.embedded_tokens, 0, 0
+        for group in self.groups:
+            prompt_tokens += group.prompt_tokens
+            cached_tokens += group.cached_tokens
+            completion_tokens += group.completion_tokens
         # A remote engine learns the length of a prompt at the end of its answer, if at all.
         is_estimated = bool(self.groups) and not prompt_tokens and state != "completed"
         prompt_tokens = self.charge.prompt_tokens if is_estimated else prompt_tokens
-        completion_tokens = self.completion_tokens
         timings = [generation.timings for generation in self.generations if generation.num_tokens]
         return Usage(
             request_id=self.id,
@@ -330,7 +334,7 @@ class MeteredRequest:
             model=self._model,
             state=state,
             prompt_tokens=prompt_tokens,
-            cached_tokens=sum(group.cached_tokens for group in self.groups),
+            cached_tokens=cached_tokens,
             completion_tokens=completion_tokens,
             cost=self.charge.cost(prompt_tokens, completion_tokens),
             finish=finish,

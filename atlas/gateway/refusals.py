@@ -26,8 +26,8 @@ INSTEAD = {
     "/infill": "use POST /v1/completions with `suffix`",
     "/embedding": "use POST /v1/embeddings",
     "/embeddings": "use POST /v1/embeddings",
-    "/rerank": "there is no reranking here",
-    "/reranking": "there is no reranking here",
+    "/rerank": "use POST /v1/rerank",
+    "/reranking": "use POST /v1/rerank",
     "/apply-template": "POST /v1/chat/completions/input_tokens counts a conversation",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 
-from litestar import Response, post
+from litestar import post
 from litestar.params import JSONBody
 from litestar.response import Stream
 from msgspec import UNSET
@@ -34,7 +34,7 @@ from atlas.types import Delta, Generation, ToolCallDelta
     responses=replies(wire.ResponseReply),
     operation_class=StreamingOperation,
 )
-async def responses(request: HTTPRequest, data: JSONBody[wire.ResponseRequest]) -> Response[wire.ResponseReply] | Stream:
+async def responses(request: HTTPRequest, data: JSONBody[wire.ResponseRequest]) -> wire.ResponseReply | Stream:
     exchange = exchange_of(request)
     engine, is_proved = choose_chat(exchange, data.model)
     tools = read_tools(data)
@@ -44,7 +44,7 @@ async def responses(request: HTTPRequest, data: JSONBody[wire.ResponseRequest]) 
     if data.stream:
         return EventStream(exchange, guarded(exchange, answer.events(), render=answer.failure))
     [[generation]] = await finished(request, exchange)
-    return Response(answer.whole(generation))
+    return answer.whole(generation)
 
 
 class ResponseAnswer:

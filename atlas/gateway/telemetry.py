@@ -23,6 +23,7 @@ OPERATIONS = {
     "/v1/responses": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
+    "/v1/rerank": "embeddings",
 }
 NANOSECONDS = 1_000_000_000
 EXPORT_TIMEOUT_S = 2.0  # also how long the end of the server may have to wait for the collector

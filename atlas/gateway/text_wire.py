@@ -1,4 +1,4 @@
-"""OpenAI's words for plain completions and embeddings, and llama-server's and vLLM's for tokens; chat's are in `wire`."""
+"""OpenAI's words for completions and embeddings, Jina's for reranking, llama-server's and vLLM's for tokens. Chat's: `wire`."""
 
 from __future__ import annotations
 
@@ -77,6 +77,38 @@ class EmbeddingList(Wire):
     object: Literal["list"] = "list"
 
 
+class RerankDocument(Wire):
+    text: str
+
+
+class RerankRequest(Wire):
+    """Jina's, Cohere's and llama-server's."""
+
+    model: str
+    query: str
+    documents: Annotated[list[str | RerankDocument], Meta(min_length=1, max_length=1000)]  # at most, as Cohere
+    top_n: Count | None = None
+    return_documents: bool | None = None
+
+
+class RerankResult(Wire):
+    """`index` is the document's place in the request; `relevance_score` a cosine, from -1 to 1."""
+
+    index: int
+    relevance_score: float
+    document: RerankDocument | UnsetType = UNSET
+
+
+class RerankReply(Wire):
+    """The nearest first. `method` is ours: how the scores were made."""
+
+    model: str
+    results: list[RerankResult]
+    usage: EmbeddingUsage
+    method: Literal["embedding_cosine"] = "embedding_cosine"
+    object: Literal["list"] = "list"
+
+
 class TokenizeRequest(Wire):
     """llama-server says `content`, vLLM `prompt`; `parse_special` reads control tokens such as <|im_end|> out of the text."""
 
@@ -84,10 +116,20 @@ class TokenizeRequest(Wire):
     prompt: str | None = None
     model: str | None = None
     parse_special: bool = True
+    with_pieces: bool = False
+
+
+class TokenPiece(Wire):
+    """What a token stands for: text, or the bytes of one that is only a part of a character."""
+
+    id: int
+    piece: str | list[int]
 
 
 class TokenizeReply(Wire):
-    tokens: list[int]
+    """`tokens` are objects only if the request asked for `with_pieces`, llama-server's word."""
+
+    tokens: list[int | TokenPiece]
     count: int
     max_model_len: int
 

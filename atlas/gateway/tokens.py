@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from litestar import post
 from litestar.params import JSONBody
 
@@ -28,7 +30,8 @@ async def tokenize(request: HTTPRequest, data: JSONBody[text_wire.TokenizeReques
     if text is None:
         raise BadRequest("content: missing; send the text to cut", param="content")
     tokens = await engine.tokenize(text, special=data.parse_special)
-    return text_wire.TokenizeReply(tokens=tokens, count=len(tokens), max_model_len=engine.capabilities.context_tokens)
+    told = await _pieces(engine, tokens) if data.with_pieces else list[int | text_wire.TokenPiece](tokens)
+    return text_wire.TokenizeReply(tokens=told, count=len(tokens), max_model_len=engine.capabilities.context_tokens)
 
 
 @post(
@@ -58,6 +61,18 @@ async def chat_input_tokens(request: HTTPRequest, data: JSONBody[wire.ChatComple
     engine, _ = choose_chat(exchange, data.model)
     prompt = chat_prompt(data, engine.capabilities, owner=exchange.owner)
     return text_wire.InputTokens(input_tokens=await engine.count_tokens(prompt))
+
+
+async def _pieces(engine: Engine, tokens: Sequence[int]) -> list[int | text_wire.TokenPiece]:
+    found = await engine.pieces(tokens)
+    return [text_wire.TokenPiece(id=token, piece=to_piece(raw)) for token, raw in zip(tokens, found, strict=True)]
+
+
+def to_piece(raw: bytes) -> str | list[int]:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return list(raw)
 
 
 def _tokenizer(exchange: Exchange, model: str | None) -> Engine:

@@ -119,8 +119,6 @@ class Refused(Wire):
     guided_grammar: NotSupported = None
     guided_json: NotSupported = None
     structured_outputs: NotSupported = None
-    grammar: NotSupported = None
-    json_schema: NotSupported = None
     ignore_eos: NotSupported = None
     stop_token_ids: NotSupported = None
     include_stop_str_in_output: NotSupported = None
@@ -154,6 +152,8 @@ class SamplingFields(Refused, kw_only=True):
     repeat_penalty: Annotated[float, Meta(gt=0)] | None = None  # llama.cpp's name of the same
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     max_tokens: Count | None = None
+    json_schema: dict[str, Any] | None = None  # llama.cpp: short for response_format
+    grammar: str | None = None  # llama.cpp: GBNF
     best_of: int | None = None
 
 

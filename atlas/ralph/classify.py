@@ -57,7 +57,8 @@ _IS_TEXT = re.compile(rf"\b{_TEXT}\b", re.IGNORECASE)
 def is_coding_task(prompt: Prompt) -> bool:
     """Whether the last message asks for Python that can be run. Never where tools, a schema or a raw text is given."""
     is_chat = bool(prompt.messages) and prompt.messages[-1].role == "user"
-    if not is_chat or prompt.tools or prompt.json_schema is not None or any(m.role == "tool" for m in prompt.messages):
+    is_bound = prompt.json_schema is not None or prompt.grammar is not None
+    if not is_chat or is_bound or prompt.tools or any(m.role == "tool" for m in prompt.messages):
         return False
     return asks_for_code(prompt.messages[-1].content)
 

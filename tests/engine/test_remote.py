@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from typing import Any
 
 import pytest
 
+from atlas.engine import Group
 from atlas.engine.remote import RemoteEngine
 from atlas.errors import ModelNotFound, Unsupported, UpstreamFailed
 from atlas.types import Message, Prompt, Sampling, Tool, ToolCall
-from tests.engine.peer import DONE, HELLO, USAGE, answer, ask, chat, event, read, running
+from tests.engine.peer import DONE, HELLO, USAGE, answer, ask, chat, event, read, running, until
 
 
 async def test_an_answer_streams_and_its_usage_counts() -> None:
@@ -26,6 +29,24 @@ async def test_an_answer_streams_and_its_usage_counts() -> None:
         assert (group.prompt_tokens, group.cached_tokens) == (9, 5)
         assert peer.requests[0][1]["authorization"] == "Bearer sk-1"
         await engine.close()
+
+
+async def test_an_answer_leaves_nothing_to_the_collector() -> None:
+    async with running(chat__completions=(200, HELLO)) as peer:
+        engine = RemoteEngine(peer.url, model="m")
+        gc.disable()
+        try:
+            group = weakref.ref(await answered(engine))
+            await until(lambda: group() is None)
+        finally:
+            gc.enable()
+            await engine.close()
+
+
+async def answered(engine: RemoteEngine) -> Group:
+    group = await engine.submit(ask())
+    await group.all()
+    return group
 
 
 async def test_json_may_hold_line_separators_and_come_in_any_pieces() -> None:
@@ -198,9 +219,13 @@ async def test_embeddings_come_in_order_and_at_unit_length() -> None:
 
 async def test_what_the_wire_cannot_do_is_refused() -> None:
     engine = RemoteEngine("http://127.0.0.1:9/v1", model="m")
-    for attempt in (engine.count_tokens(ask()), engine.tokenize("x"), engine.detokenize([1]), engine.submit(ask(adapter="a"))):
+    for attempt in (engine.count_tokens(ask()), engine.tokenize("x"), engine.pieces([1]), engine.submit(ask(adapter="a"))):
         with pytest.raises(Unsupported):
             await attempt
     with pytest.raises(Unsupported, match="features"):
         await engine.submit(ask(features=True))
+    with pytest.raises(Unsupported, match="grammar"):
+        await engine.submit(ask(grammar='root ::= "a"'))
+    with pytest.raises(Unsupported, match="raw prompts"):
+        await engine.submit(Prompt(text="x", json_schema={}))
     await engine.close()

@@ -192,6 +192,7 @@ def test_without_a_journal_there_is_no_such_model() -> None:
     [
         ("/v1/completions", {"prompt": "x"}),
         ("/v1/embeddings", {"input": "x"}),
+        ("/v1/rerank", {"query": "x", "documents": ["y"]}),
         ("/tokenize", {"content": "x"}),
     ],
 )

@@ -264,7 +264,8 @@ def test_parts_that_are_not_text_are_refused_by_name(server: Running, part: str)
         ("modalities", ["text", "audio"]),
         ("best_of", 3),
         ("guided_json", {"type": "object"}),
-        ("grammar", "root ::= x"),
+        ("guided_grammar", "root ::= x"),
+        ("grammar", "root ::= x"),  # this engine cannot
         ("response_format", {"type": "json_object"}),  # this engine cannot
     ],
 )

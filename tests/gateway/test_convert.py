@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from atlas.errors import BadRequest
-from atlas.gateway import anthropic_wire, wire
+from atlas.gateway import anthropic_wire, text_wire, wire
 from atlas.gateway.anthropic_convert import messages_prompt
+from atlas.gateway.completions import completion_prompts
 from atlas.gateway.convert import chat_prompt, refused_fields
 from atlas.types import Capabilities, Prompt
 
@@ -42,6 +43,22 @@ def test_response_formats_become_a_schema(response_format: object, expected: obj
     assert chat(response_format=response_format).json_schema == expected
 
 
+def test_llama_servers_short_form_of_a_schema_is_honoured() -> None:
+    assert chat(json_schema=SCHEMA).json_schema == SCHEMA
+    assert chat(json_schema=SCHEMA, response_format={"type": "text"}).json_schema == SCHEMA
+    with pytest.raises(BadRequest, match="send one"):
+        chat(json_schema=SCHEMA, response_format={"type": "json_object"})
+
+
+def test_grammars_and_schemas_reach_the_engine_from_chats_and_completions() -> None:
+    request = msgspec.convert({"model": "m", "prompt": "x", "grammar": "root ::= x"}, text_wire.CompletionRequest)
+    [prompt] = completion_prompts(request, CAN, owner="alice")
+    assert (prompt.text, prompt.grammar, chat(grammar="root ::= x").grammar) == ("x", "root ::= x", "root ::= x")
+    request = msgspec.convert({"model": "m", "prompt": "x", "json_schema": SCHEMA, "grammar": ""}, text_wire.CompletionRequest)
+    [prompt] = completion_prompts(request, CAN, owner="alice")
+    assert (prompt.json_schema, prompt.grammar) == (SCHEMA, None)
+
+
 def test_anthropics_output_format_becomes_a_schema() -> None:
     assert messages(output_config={"format": {"type": "json_schema", "schema": SCHEMA}}).json_schema == SCHEMA
 
@@ -63,7 +80,7 @@ def test_a_mid_conversation_system_message_stays_where_it_is() -> None:
 
 
 def test_refused_fields_are_found_in_the_wire() -> None:
-    assert {"functions", "audio", "grammar", "guided_json"} <= set(refused_fields(wire.ChatCompletionRequest))
+    assert {"functions", "audio", "guided_grammar", "guided_json"} <= set(refused_fields(wire.ChatCompletionRequest))
     assert "messages" not in refused_fields(wire.ChatCompletionRequest)
 
 

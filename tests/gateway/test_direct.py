@@ -11,7 +11,7 @@ from atlas.settings import ServerSettings
 from tests.gateway.conftest import KEY, MODEL, Running, Scripted
 
 CHAT = b'{"model": "%b", "messages": [{"role": "user", "content": "hi"}]}' % MODEL.encode()
-PATHS = ["/v1/chat/completions", "/v1/messages", "/v1/completions", "/v1/responses", "/v1/embeddings"]
+PATHS = ["/v1/chat/completions", "/v1/messages", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/rerank"]
 
 
 @pytest.fixture

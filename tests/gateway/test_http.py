@@ -27,6 +27,7 @@ POSTS = [
     "/v1/chat/completions/input_tokens",
     "/v1/completions",
     "/v1/embeddings",
+    "/v1/rerank",
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/tokenize",

@@ -83,13 +83,14 @@ def test_every_dialect_is_metered(metered: MeteredServer) -> None:
         ("/v1/messages", CHAT | {"max_tokens": 100}),
         ("/v1/responses", {"model": MODEL, "input": "hi"}),
         ("/v1/embeddings", {"model": MODEL, "input": ["one", "two words"]}),
+        ("/v1/rerank", {"model": MODEL, "query": "one", "documents": ["two", "words"]}),
     ]
     with server.http() as http:
         for path, body in asks:
             assert http.post(path, json=body).status_code == 200
     assert [usage.route for usage in server.usage] == [path for path, _ in asks]
-    assert [usage.completion_tokens for usage in server.usage] == [3, 12, 3, 3, 0]
-    assert server.usage[-1].prompt_tokens == len("onetwo words")
+    assert [usage.completion_tokens for usage in server.usage] == [3, 12, 3, 3, 0, 0]
+    assert [usage.prompt_tokens for usage in server.usage[-2:]] == [len("onetwo words"), len("onetwowords")]
 
 
 def test_twenty_candidates_are_charged_with_one_prompt(metered: MeteredServer) -> None:

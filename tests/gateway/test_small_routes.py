@@ -128,6 +128,12 @@ def test_text_goes_to_tokens_and_back(server: Running, body: dict[str, Any]) -> 
     assert post(server, "/detokenize", {"tokens": cut["tokens"]}).json() == {"content": "hé", "prompt": "hé"}
 
 
+def test_tokens_are_told_with_their_pieces_and_parts_of_characters_as_bytes(server: Running) -> None:
+    cut = post(server, "/tokenize", {"content": "hé", "with_pieces": True}).json()
+    assert cut["tokens"] == [{"id": 104, "piece": "h"}, {"id": 195, "piece": [195]}, {"id": 169, "piece": [169]}]
+    assert cut["count"] == 3
+
+
 def test_control_tokens_are_parsed_unless_switched_off(server: Running) -> None:
     assert post(server, "/tokenize", {"content": "<|im_end|>"}).json()["count"] == 1
     assert post(server, "/tokenize", {"content": "<|im_end|>", "parse_special": False}).json()["count"] == 10

@@ -36,11 +36,12 @@ def test_every_benchmark_task_is_a_coding_task() -> None:
     [
         Prompt(messages=ASKED.messages, tools=(Tool(name="grep"),)),
         Prompt(messages=ASKED.messages, json_schema={}),
+        Prompt(messages=ASKED.messages, grammar='root ::= "a"'),
         Prompt(messages=(*ASKED.messages, Message(role="assistant", content="def f"))),
         Prompt(messages=(Message(role="tool", content="1"), *ASKED.messages)),
         Prompt(text="Write a function f(x) that adds one."),
     ],
-    ids=["tools", "schema", "continued", "after a tool", "raw text"],
+    ids=["tools", "schema", "grammar", "continued", "after a tool", "raw text"],
 )
 def test_what_the_loop_cannot_answer_passes_through(prompt: Prompt) -> None:
     assert is_coding_task(ASKED)
