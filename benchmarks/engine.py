@@ -10,6 +10,8 @@ A rate is generated tokens per second, prompt included. The ratio is the geometr
 one-sided, at 95 %, by Student's t over their logarithms. Then, on "compute" (85 M parameters): the first token of a request
 whose prompt begins like one that is being answered, and the gaps between tokens of 8 streams while a long prompt arrives.
 
+`--gpu` measures steps and servers on a GPU instead: see benchmarks/gpu.py.
+
     python -m benchmarks.engine [--runs 5] [--threads 2] [--prompt 64] [--tokens 48] [--models vocabulary 600m compute]
 """
 
@@ -32,7 +34,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from benchmarks import models
+from benchmarks import gpu, models
 from benchmarks.peers import Peer, atlas, llama_server
 from benchmarks.streams import streamed
 
@@ -173,6 +175,10 @@ def show(model: str, report: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    if "--gpu" in sys.argv:
+        sys.argv.remove("--gpu")
+        gpu.main()
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("runs", 5), ("threads", 2), ("prompt", 64), ("tokens", 48)):
         parser.add_argument(f"--{name}", type=int, default=default)
