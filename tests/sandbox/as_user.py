@@ -27,7 +27,11 @@ import pytest
 from atlas.sandbox.inside.reach import open_way
 from atlas.sandbox.inside.view import interpreter_paths
 
-USER = 54321  # nobody's, and not the one that boxes of a pool of root's run as
+# Tests run side by side, and without a user namespace the kernel counts a user's processes together: a fork bomb in one test
+# would be felt in another. So each process of the suite has users of its own.
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+USER = 54321 + WORKER  # nobody's, and not the one that boxes of a pool of root's run as
+BOXES = 64_421 + WORKER  # for such boxes, where tests count their processes
 REPOSITORY = Path(__file__).parents[2]
 TIMEOUT_S = 120.0
 
@@ -47,7 +51,7 @@ def run_as_user(
         options: of subprocess.run, like `input`; output is text and captured.
     """
     home = tempfile.mkdtemp(prefix="atlas-user-")
-    plan = {"home": home, "needed": [str(path) for path in (*_reached_by_python(), REPOSITORY, *needed)]}
+    plan = {"home": home, "user": USER, "needed": [str(path) for path in (*_reached_by_python(), REPOSITORY, *needed)]}
     launch = [sys.executable, "-m", "tests.sandbox.as_user", json.dumps(plan), *command]
     try:
         if os.getuid() == 0:
@@ -103,8 +107,8 @@ def launch(plan: dict[str, Any], command: list[str]) -> None:
         os.umask(0o022)
         open_way(plan["needed"])
         os.setgroups([])
-        os.setresgid(USER, USER, USER)
-        os.setresuid(USER, USER, USER)
+        os.setresgid(*[plan["user"]] * 3)
+        os.setresuid(*[plan["user"]] * 3)
     os.chdir(REPOSITORY)
     try:
         os.execve(command[0], command, dict(os.environ))

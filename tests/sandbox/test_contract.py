@@ -17,9 +17,9 @@ from atlas.sandbox.native import NativeBoxes
 from atlas.sandbox.tiers import make
 from atlas.settings import SandboxSettings
 from atlas.types import RunLimits, Tier
-from tests.sandbox.as_user import needs_root, run_tests_as_user
+from tests.sandbox.as_user import BOXES, needs_root, run_tests_as_user
 
-SETTINGS = SandboxSettings(slots=2, min_tier="landlock")
+SETTINGS = SandboxSettings(slots=2, min_tier="landlock", uid=BOXES)
 NUM_LEAST = {"native": 50, "bwrap": 50, "landlock": 45, "none": 35}  # promises that are tried
 
 

@@ -23,9 +23,9 @@ from atlas.sandbox.tiers import allowed, choose, interpreter, make, num_slots
 from atlas.sandbox.watch import children
 from atlas.settings import SandboxSettings
 from atlas.types import Layer
-from tests.sandbox.as_user import REPOSITORY, needs_root, run_tests_as_user
+from tests.sandbox.as_user import BOXES, REPOSITORY, needs_root, run_tests_as_user
 
-SETTINGS = SandboxSettings(slots=2)
+SETTINGS = SandboxSettings(slots=2, uid=BOXES)
 ASK = """
 import asyncio, json, sys
 from atlas.log import configure_logging
@@ -34,7 +34,7 @@ from atlas.sandbox.tiers import choose
 from atlas.settings import SandboxSettings
 async def main(min_tier, is_unsafe):
     configure_logging("info", form="json")
-    choice = await choose(SandboxSettings(slots=2, min_tier=min_tier), is_unsafe=is_unsafe)
+    choice = await choose(SandboxSettings(slots=2, min_tier=min_tier, uid=int(sys.argv[3])), is_unsafe=is_unsafe)
     layers = {layer.name: [layer.active, layer.reason, layer.remedy] for layer in choice.layers}
     said = ""
     if choice.boxes:
@@ -47,7 +47,7 @@ asyncio.run(main(sys.argv[1], sys.argv[2] == "unsafe"))
 
 def ask(refused: str, min_tier: str = "bwrap", *, unsafe: bool = False) -> dict[str, Any]:
     """What `choose` finds where these calls are refused."""
-    command = [sys.executable, "-c", ASK, min_tier, "unsafe" if unsafe else ""]
+    command = [sys.executable, "-c", ASK, min_tier, "unsafe" if unsafe else "", str(BOXES)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.sandbox.refusing", refused, *command],
         capture_output=True,
