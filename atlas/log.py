@@ -7,13 +7,14 @@ must not log them, not a licence to. A password in the middle of a free text is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import re
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
@@ -63,6 +64,21 @@ class RecentLines:
         return event
 
 
+class Enduring:
+    """A stream whose lines are lost where it cannot take them: a full disk under the log must not fail what is logged."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 RECENT = RecentLines()
 _least = logging.NOTSET  # level that is logged; a logger can say so as well, but is made anew for each question
 
@@ -97,7 +113,7 @@ def configure_logging(level: str, *, form: str = "auto") -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_least),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", Enduring(sys.stderr))),
         cache_logger_on_first_use=False,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from atlas.log import RecentLines
 
@@ -73,3 +74,10 @@ async def test_readers_hear_of_new_lines() -> None:
         recent.keep(None, "info", {"number": number, "_record": object()})
     assert await anext(ticks) == 3
     assert recent.lines() == [{"number": 1}, {"number": 2}]
+
+
+def test_a_log_on_a_full_disk_fails_nothing() -> None:
+    script = SETUP + "configure_logging('info', form='json')\nlog.info('lost')\nlog.info('lost too')\nprint('goes on')"
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, text=True, check=True)
+    assert done.stdout == "goes on\n"
