@@ -31,8 +31,9 @@ from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.settings import AuthSettings, EngineSettings
 from atlas.store import DataDirectory, open_store
 from benchmarks import models
-from benchmarks.engine import CELLS, write
+from benchmarks.engine import CELLS
 from benchmarks.peers import free_port
+from benchmarks.report import write
 
 STREAMS = 8
 SWITCH_INTERVAL_S = 1e-4  # as in atlas.app

@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,14 +34,13 @@ import httpx
 
 from benchmarks import gpu, models
 from benchmarks.peers import Peer, atlas, llama_server
-from benchmarks.streams import streamed
+from benchmarks.report import write
+from benchmarks.streams import SAMPLING, streamed
 
 CELLS = 16384
 STREAMS = (1, 4, 8, 20, 32)
 BEST_OF = 20
 SLOTS = max(STREAMS)
-SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 20, "top_p": 0.95, "min_p": 0.0}
-RESULTS = Path(__file__).parent / "results"
 MODELS = {"vocabulary": models.vocabulary, "600m": models.qwen3_600m, "compute": models.compute}
 T95 = (math.inf, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)  # Student's t, one-sided, by degrees of freedom
 LONG_PROMPT = 4000
@@ -192,16 +189,6 @@ def main() -> None:
             show(name, report["models"][name])
     report["load"].append(os.getloadavg()[0])
     write("engine", report)
-
-
-def write(name: str, report: dict[str, Any]) -> None:
-    """results/<date>-<commit>-<name>.json"""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{time.strftime('%Y-%m-%d')}-{commit}-{name}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from benchmarks.engine import write
 from benchmarks.peers import Peer, atlas
+from benchmarks.report import write
 from nano.benchmark import load_benchmark
 from nano.export import GGUF_NAME, MODEL_DIR
 from nano.tasks import Task

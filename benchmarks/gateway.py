@@ -29,10 +29,10 @@ from typing import Any
 
 import httpx
 
-from benchmarks.engine import write
 from benchmarks.load import Load, Target, request_bytes, rss_bytes, run
 from benchmarks.mock_upstream import NUM_CHUNKS
 from benchmarks.peers import KEY, START_TIMEOUT_S, free_port
+from benchmarks.report import write
 from benchmarks.sdists import CACHE
 
 LITELLM_VERSION = "1.106.2"

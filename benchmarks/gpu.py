@@ -33,14 +33,14 @@ from typing import Any, NamedTuple
 
 from benchmarks import models
 from benchmarks.peers import LLAMA_CPP_PYTHON, atlas, llama_server
+from benchmarks.report import write
 from benchmarks.sdists import CACHE, unpacked
-from benchmarks.streams import streamed
+from benchmarks.streams import SAMPLING, streamed
 
 BANDWIDTH_GB_S = {"H200": 4800, "H100": 3350, "A100": 2039, "5090": 1792, "4090": 1008, "3090": 936, "5060 Ti": 448, "L4": 300}
 NEEDED = ("CMakeLists.txt", "LICENSE", "app", "cmake", "common", "ggml", "include", "licenses", "pocs", "src", "tools", "vendor")
 NOT_NEEDED = ("ggml-vulkan", "ggml-sycl", "ggml-hexagon", "ggml-opencl", "ggml-metal", "ggml-et", "ggml-webgpu", "ggml-cann")
 BUILT = "ATLAS_BENCHMARK_LIBRARIES"
-SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 20, "top_p": 0.95, "min_p": 0.0}
 BATCH_TOKENS = 512
 
 
@@ -63,7 +63,7 @@ def card() -> Card | None:
 
 
 def trimmed(sources: Path, target: Path) -> Path:
-    """A copy of llama.cpp with what a build for CUDA needs: 50 MB of 180."""
+    """A copy of llama.cpp with what a build for CUDA needs: 37 MB of 180."""
     target.mkdir(parents=True, exist_ok=True)
     for name in NEEDED:
         if (sources / name).is_dir():
@@ -279,8 +279,6 @@ def main() -> None:
         report: dict[str, Any] = {"card": found and found._asdict(), "is_rehearsal": found is None, "arguments": vars(arguments)}
         report |= steps_of(path, arguments, roofline(found, path, arguments.bandwidth_gb_s))
         report["servers"] = servers(path, Path(name) / "home", arguments)
-    from benchmarks.engine import write
-
     write("gpu", report)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gguf
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.ggufs import Vocabulary, random_gguf
+from tests.ggufs import Shape, Vocabulary, add_layers, begin, end, random_gguf
 
 FULL_VOCABULARY = 151_936  # Qwen3's
 
@@ -41,20 +41,8 @@ def qwen3_600m(folder: Path) -> Path:
     return small
 
 
-class Shape(NamedTuple):
-    """Sizes of a Qwen3 network; every width is a multiple of 256, the length of a block."""
-
-    layers: int
-    embd: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocabulary: int = FULL_VOCABULARY
-
-
-QWEN3_14B = Shape(layers=40, embd=5120, heads=40, kv_heads=8, head_dim=128, ffn=17_408)
-REHEARSAL = Shape(layers=2, embd=1024, heads=8, kv_heads=2, head_dim=128, ffn=2048)
+QWEN3_14B = Shape(layers=40, embd=5120, heads=40, kv_heads=8, head_dim=128, ffn=17_408, context_tokens=32_768)
+REHEARSAL = Shape(layers=2, embd=1024, heads=8, kv_heads=2, head_dim=128, ffn=2048, context_tokens=32_768)
 BLOCK = 256  # weights
 Q4_K_BYTES, Q6_K_BYTES = 144, 210
 
@@ -66,33 +54,16 @@ def random_blocks(folder: Path, shape: Shape, *, seed: int = 0) -> Path:
     and the deviation 1/sqrt(columns).
     """
     path = folder / f"qwen3-blocks-{shape.layers}.gguf"
-    writer, rng = _header(path, shape), np.random.default_rng(seed)
+    writer, rng = begin(path, Vocabulary(pad_to=FULL_VOCABULARY), shape), np.random.default_rng(seed)
 
-    def matrix(name: str, rows: int, columns: int) -> None:
+    def matrix(name: str, rows: int, columns: int, _scale: float) -> None:
         writer.add_tensor(f"{name}.weight", q4_k(rng, rows, columns), raw_dtype=gguf.GGMLQuantizationType.Q4_K)
 
-    def norm(name: str, size: int) -> None:
-        writer.add_tensor(f"{name}.weight", np.ones(size, np.float32))
-
-    matrix("token_embd", shape.vocabulary, shape.embd)
-    output = q6_k(rng, shape.vocabulary, shape.embd)
+    matrix("token_embd", FULL_VOCABULARY, shape.embd, 1.0)
+    output = q6_k(rng, FULL_VOCABULARY, shape.embd)
     writer.add_tensor("output.weight", output, raw_dtype=gguf.GGMLQuantizationType.Q6_K)
-    norm("output_norm", shape.embd)
-    for layer in range(shape.layers):
-        for name, size in (("attn_norm", shape.embd), ("ffn_norm", shape.embd)):
-            norm(f"blk.{layer}.{name}", size)
-        for name in ("attn_q_norm", "attn_k_norm"):
-            norm(f"blk.{layer}.{name}", shape.head_dim)
-        wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        sizes = {"attn_q": (wide, shape.embd), "attn_k": (narrow, shape.embd), "attn_v": (narrow, shape.embd)}
-        sizes |= {"attn_output": (shape.embd, wide), "ffn_down": (shape.embd, shape.ffn)}
-        for name, (rows, columns) in (sizes | {"ffn_gate": (shape.ffn, shape.embd), "ffn_up": (shape.ffn, shape.embd)}).items():
-            matrix(f"blk.{layer}.{name}", rows, columns)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    add_layers(writer, shape, matrix)
+    return end(writer, path)
 
 
 def q4_k(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
@@ -114,30 +85,6 @@ def q6_k(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]
     blocks = rng.integers(0, 256, (rows, columns // BLOCK, Q6_K_BYTES), np.uint8)
     blocks[..., -2:] = np.array([1.0 / (1370.0 * math.sqrt(columns))], np.float16).view(np.uint8)
     return blocks.reshape(rows, -1)
-
-
-def _header(path: Path, shape: Shape) -> gguf.GGUFWriter:
-    vocabulary = Vocabulary(pad_to=shape.vocabulary)
-    writer = gguf.GGUFWriter(path, "qwen3")
-    writer.add_name(path.stem)
-    writer.add_context_length(32_768)
-    writer.add_embedding_length(shape.embd)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.ffn)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_key_length(shape.head_dim)
-    writer.add_value_length(shape.head_dim)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(1e6)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(vocabulary.id("<|im_end|>"))
-    writer.add_pad_token_id(vocabulary.id("<|endoftext|>"))
-    return writer
 
 
 _quiet = llama_cpp.llama_log_callback(lambda _level, _text, _user: None)  # must outlive every call that may log

@@ -19,9 +19,9 @@ import uvloop
 
 from atlas.engine import RemoteEngine
 from atlas.types import Message, Prompt
-from benchmarks.engine import write
 from benchmarks.mock_upstream import CHUNK, END, HEAD, NUM_CHUNKS, Upstream
 from benchmarks.peers import free_port
+from benchmarks.report import write
 
 PACE_S = 0.005
 START_TIMEOUT_S = 10.0

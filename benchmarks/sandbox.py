@@ -30,7 +30,7 @@ from typing import Any
 from atlas.sandbox import Sandbox
 from atlas.settings import SandboxSettings
 from atlas.types import Case, Program, RunLimits
-from benchmarks.engine import write
+from benchmarks.report import write
 
 CODE = "def add(a, b):\n    return a + b\n"
 CASES = tuple(Case(args=f"({i}, {i})", expected=str(2 * i)) for i in range(10))

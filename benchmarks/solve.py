@@ -43,9 +43,9 @@ from atlas.engine import RemoteEngine, load_engine
 from atlas.log import configure_logging
 from atlas.sandbox import Sandbox
 from atlas.settings import EngineSettings, LogSettings, SandboxSettings
-from benchmarks.engine import write
 from benchmarks.graders import ColdPytest, WarmFork
 from benchmarks.peers import KEY, Peer, atlas, llama_server
+from benchmarks.report import write
 from benchmarks.sdists import CACHE
 from benchmarks.solvers import MAX_TOKENS, SAMPLING, Answers, Ours, Served, Solved, asked, messages_of, one_attempt, solved_by_us
 from nano.export import GGUF_NAME, MODEL_DIR

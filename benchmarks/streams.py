@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from benchmarks.peers import KEY, Peer
 
+SAMPLING: dict[str, Any] = {"temperature": 0.8, "top_k": 20, "top_p": 0.95, "min_p": 0.0}
+
 
 class Stream(NamedTuple):
     """When the pieces of one answer arrived, on the monotonic clock."""
@@ -21,10 +23,6 @@ class Stream(NamedTuple):
     @property
     def first_s(self) -> float:
         return self.pieces_s[0] - self.begun_s
-
-    @property
-    def gaps_s(self) -> list[float]:
-        return [later - earlier for earlier, later in zip(self.pieces_s, self.pieces_s[1:], strict=False)]
 
 
 async def streamed(peer: Peer, prompt: str, *, max_tokens: int, begun: asyncio.Event | None = None, **more: Any) -> Stream:

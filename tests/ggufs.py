@@ -15,9 +15,9 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
@@ -77,12 +77,13 @@ def scripted_gguf(path: Path, scripts: Mapping[str, Script], *, context_tokens: 
         chain.add(last, vocabulary.cut(script) if isinstance(script, str) else script)
     size = len(vocabulary.tokens)
     width = math.ceil(size / 32) * 32  # one-hot embeddings
-    writer = _writer(path, vocabulary, _Shape(2, width, 4, 2, 16, 64, context_tokens), template)
+    shape = Shape(2, width, 4, 2, 16, 64, context_tokens)
+    writer = begin(path, vocabulary, shape, template)
     writer.add_tensor("token_embd.weight", np.eye(size, width, dtype=np.float32))
     # RMSNorm of a one-hot vector is sqrt(width) times it
     writer.add_tensor("output.weight", (chain.logits(width) / math.sqrt(width)).astype(np.float32))
-    _add_layers(writer, _Shape(2, width, 4, 2, 16, 64, context_tokens), np.random.default_rng(0), gain=0.0, dtype=np.float32)
-    return _close(writer, path)
+    add_layers(writer, shape, _drawn(writer, np.random.default_rng(0), np.float32), gain=0.0)
+    return end(writer, path)
 
 
 def random_gguf(
@@ -111,14 +112,14 @@ def random_gguf(
     vocabulary = Vocabulary(pad_to=vocab_pad)
     size = len(vocabulary.tokens)
     rng = np.random.default_rng(seed)
-    shape = _Shape(layers, embd, heads, kv_heads, head_dim, 2 * embd, ctx)
+    shape = Shape(layers, embd, heads, kv_heads, head_dim, 2 * embd, ctx)
     output = rng.standard_normal((size, embd), dtype=np.float32) * (sharpen / math.sqrt(embd))
     output[[token for token in range(vocabulary.num_basic) if not 32 <= token < 127]] = 0.0
-    writer = _writer(path, vocabulary, shape, template)
+    writer = begin(path, vocabulary, shape, template)
     writer.add_tensor("token_embd.weight", rng.standard_normal((size, embd), dtype=np.float32).astype(dtype))
     writer.add_tensor("output.weight", output.astype(dtype))
-    _add_layers(writer, shape, rng, gain=gain, dtype=dtype)
-    return _close(writer, path)
+    add_layers(writer, shape, _drawn(writer, rng, dtype), gain=gain)
+    return end(writer, path)
 
 
 def lora_gguf(
@@ -150,7 +151,7 @@ def lora_gguf(
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
     for name, values in (tensors if only is None else only).items():
         writer.add_tensor(name, values)
-    return _close(writer, path)
+    return end(writer, path)
 
 
 @functools.cache
@@ -274,15 +275,23 @@ class _Chain:
         return logits
 
 
-class _Shape:
+class Shape(NamedTuple):
     """Sizes of a Qwen3 network."""
 
-    def __init__(self, layers: int, embd: int, heads: int, kv_heads: int, head_dim: int, ffn: int, context_tokens: int) -> None:
-        self.layers, self.embd, self.heads, self.kv_heads = layers, embd, heads, kv_heads
-        self.head_dim, self.ffn, self.context_tokens = head_dim, ffn, context_tokens
+    layers: int
+    embd: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    context_tokens: int
 
 
-def _writer(path: Path, vocabulary: Vocabulary, shape: _Shape, template: str) -> gguf.GGUFWriter:
+Matrix = Callable[[str, int, int, float], None]  # adds a weight: name, rows, columns, how much it is scaled
+
+
+def begin(path: Path, vocabulary: Vocabulary, shape: Shape, template: str = TEMPLATE) -> gguf.GGUFWriter:
+    """A file with its header said, to which tensors are added, and then `end`."""
     writer = gguf.GGUFWriter(path, "qwen3")
     writer.add_name(path.stem)
     writer.add_context_length(shape.context_tokens)
@@ -308,12 +317,8 @@ def _writer(path: Path, vocabulary: Vocabulary, shape: _Shape, template: str) ->
     return writer
 
 
-def _add_layers(writer: gguf.GGUFWriter, shape: _Shape, rng: np.random.Generator, *, gain: float, dtype: Any) -> None:
-    """Weights that keep the variance; `gain` scales what attention and feed-forward add to the residual."""
-
-    def matrix(name: str, rows: int, columns: int, scale: float = 1.0) -> None:
-        weights = rng.standard_normal((rows, columns), dtype=np.float32) * (scale / math.sqrt(columns))
-        writer.add_tensor(name + ".weight", weights.astype(dtype))
+def add_layers(writer: gguf.GGUFWriter, shape: Shape, matrix: Matrix, *, gain: float = 1.0) -> None:
+    """All weights but embedding and output; `gain` scales what attention and feed-forward add to the residual."""
 
     def norm(name: str, size: int) -> None:
         writer.add_tensor(name + ".weight", np.ones(size, dtype=np.float32))
@@ -322,19 +327,29 @@ def _add_layers(writer: gguf.GGUFWriter, shape: _Shape, rng: np.random.Generator
     for layer in range(shape.layers):
         block = f"blk.{layer}."
         norm(block + "attn_norm", shape.embd)
-        matrix(block + "attn_q", shape.heads * shape.head_dim, shape.embd)
-        matrix(block + "attn_k", shape.kv_heads * shape.head_dim, shape.embd)
-        matrix(block + "attn_v", shape.kv_heads * shape.head_dim, shape.embd)
+        matrix(block + "attn_q", shape.heads * shape.head_dim, shape.embd, 1.0)
+        matrix(block + "attn_k", shape.kv_heads * shape.head_dim, shape.embd, 1.0)
+        matrix(block + "attn_v", shape.kv_heads * shape.head_dim, shape.embd, 1.0)
         matrix(block + "attn_output", shape.embd, shape.heads * shape.head_dim, gain)
         norm(block + "attn_q_norm", shape.head_dim)
         norm(block + "attn_k_norm", shape.head_dim)
         norm(block + "ffn_norm", shape.embd)
-        matrix(block + "ffn_gate", shape.ffn, shape.embd)
-        matrix(block + "ffn_up", shape.ffn, shape.embd)
+        matrix(block + "ffn_gate", shape.ffn, shape.embd, 1.0)
+        matrix(block + "ffn_up", shape.ffn, shape.embd, 1.0)
         matrix(block + "ffn_down", shape.embd, shape.ffn, gain)
 
 
-def _close(writer: gguf.GGUFWriter, path: Path) -> Path:
+def _drawn(writer: gguf.GGUFWriter, rng: np.random.Generator, dtype: Any) -> Matrix:
+    """Weights that keep the variance."""
+
+    def matrix(name: str, rows: int, columns: int, scale: float) -> None:
+        weights = rng.standard_normal((rows, columns), dtype=np.float32) * (scale / math.sqrt(columns))
+        writer.add_tensor(name + ".weight", weights.astype(dtype))
+
+    return matrix
+
+
+def end(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
