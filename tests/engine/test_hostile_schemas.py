@@ -125,7 +125,7 @@ SCHEMAS: st.SearchStrategy[Any] = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SCHEMAS, st.integers(0, 2**32))
 def test_whatever_is_written_under_a_schema_validates_against_it(value: dict[str, Any], seed: int) -> None:
     shared = _shared_writer()
@@ -175,7 +175,7 @@ JUNK: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from(KEYWORDS), JUNK, max_size=5), st.integers(0, 2**32))
 def test_random_schemas_never_do_worse_than_a_bad_request(value: dict[str, Any], seed: int) -> None:
     shared = _shared_writer()

@@ -94,7 +94,7 @@ class CellModel(RuleBasedStateMachine):
 
 
 TestCellModel = CellModel.TestCase
-TestCellModel.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestCellModel.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 @given(prompts)

@@ -182,7 +182,7 @@ STEPS = st.lists(
 
 @example(steps=[("enter", 0, 0, 1), ("enter", 1, 1, 2), ("enter", 2, 2, 1), ("wait", 40, 0, 0)], capacity=2)
 @given(steps=STEPS, capacity=st.integers(1, 32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_slot_is_lost_whatever_happens(steps: list[tuple[str, int, int, int]], capacity: int) -> None:
     asyncio.run(_play(steps, capacity))
 
@@ -230,7 +230,7 @@ def _check(queue: AdmissionQueue, tickets: list[Ticket], capacity: int) -> None:
     backlogs=st.lists(st.lists(st.integers(1, 20), min_size=1, max_size=15), min_size=2, max_size=5),
     order=st.randoms(use_true_random=False),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_owners_who_wait_get_equal_shares_of_candidates(backlogs: list[list[int]], order: object) -> None:
     asyncio.run(_share(backlogs, order))
 
@@ -255,7 +255,7 @@ async def _share(backlogs: list[list[int]], order: object) -> None:
 
 
 @given(late=st.integers(1, 60), flood=st.integers(1, 4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_low_priority_waits_no_longer_than_its_ageing_and_a_few_turns(late: int, flood: int) -> None:
     asyncio.run(_starve(late, flood))
 

@@ -113,7 +113,7 @@ def headers(request: pytest.FixtureRequest, ledger: Store, people: People) -> di
 def test_generated_requests_get_documented_answers(server: Running, headers: dict[str, str], path: str, method: str) -> None:
     """Right and wrong values of every field; the right model's name, so that requests get past it."""
 
-    @settings(max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(case=SCHEMA[path][method].as_strategy())
     def check(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):

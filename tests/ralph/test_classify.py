@@ -54,7 +54,7 @@ def test_a_chat_becomes_a_request_with_its_history() -> None:
     assert (request.task, request.history, request.model, request.deadline_s) == (said[-1].content, said[:-1], "nano", 9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=300))
 def test_no_text_makes_it_fail(text: str) -> None:
     assert asks_for_code(text) in (True, False)

@@ -122,7 +122,7 @@ ODDITIES = ["(((", ")]}", "\\", "\x00", "\ud800", "\u00a0", "é", "#", ":"]
 PIECES = st.sampled_from([*FENCES, *LINES, *ODDITIES])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.text(max_size=400), st.lists(PIECES, max_size=40).map("".join)), st.sampled_from(["", "f", "A.f", "("]))
 def test_no_text_makes_the_reader_fail(text: str, name: str) -> None:
     code = read_code(text, name)

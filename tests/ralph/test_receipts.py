@@ -66,7 +66,7 @@ def test_a_signature_taken_from_elsewhere_does_not_fit() -> None:
     assert "signature" in check_receipt(json.dumps(json.loads(DATA) | {"signature": other["signature"]}).encode()).problem
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, len(DATA) - 1), st.integers(1, 255))
 def test_no_flipped_byte_is_believed_to_be_something_else(position: int, mask: int) -> None:
     data = bytearray(DATA)

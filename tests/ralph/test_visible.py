@@ -234,7 +234,7 @@ LITERALS = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(LITERALS, LITERALS)
 def test_every_case_that_is_read_is_one_the_sandbox_takes(argument: object, expected: object) -> None:
     """What a model writes as a test must not end a run as somebody's wrong request."""
@@ -247,7 +247,7 @@ def test_what_does_not_travel_is_no_case() -> None:
     assert loose_cases("assert f(1) == ...\nassert f('\\ud800') == 1\nassert f({[1]}) == 1\nassert f({[1]: 2}) == 1\n") == ()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.text(max_size=200)
     | st.lists(st.sampled_from(["f(1)", " -> ", "2", "\n", ">>> ", "Input:", "Output:", "`", "(", "'", "[1,"])).map("".join)

@@ -153,7 +153,7 @@ def apply(text: str, before: str | None) -> Edit | EditRejection:
 
 
 @given(TEXTS, TEXTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_diff_of_two_texts_turns_the_one_into_the_other(before: str, after: str) -> None:
     result = apply(render_diff({"f": before}, {"f": after}), before)
     if before == after:
@@ -163,7 +163,7 @@ def test_the_diff_of_two_texts_turns_the_one_into_the_other(before: str, after: 
 
 
 @given(TEXTS, TEXTS, st.integers(1, 99))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_wrong_counts_never_make_another_text_than_the_right_ones(before: str, after: str, wrong: int) -> None:
     """Rejected, or the same; lines that look like headers need their counts, and are left out."""
     text = render_diff({"f": before}, {"f": after})
@@ -179,7 +179,7 @@ def _miscounted(line: str, wrong: int) -> str:
 
 
 @given(TEXTS, TEXTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_change_too_large_to_compare_is_one_hunk_that_applies(before: str, after: str) -> None:
     lines = [text.splitlines(keepends=True) if "\x0c" not in text and "\r" not in text else [] for text in (before, after)]
     if lines[0] == lines[1]:
@@ -189,13 +189,13 @@ def test_a_change_too_large_to_compare_is_one_hunk_that_applies(before: str, aft
 
 
 @given(st.text() | st.lists(LINE | MARK, max_size=20).map("\n".join), TEXTS)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_no_text_ever_raises(text: str, before: str) -> None:
     assert isinstance(apply(text, before), Edit | EditRejection)
 
 
 @given(TEXTS, st.none() | TEXTS, st.none() | TEXTS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_git_applies_what_is_written_here(
     tmp_path_factory: pytest.TempPathFactory, one: str, two: str | None, three: str | None
 ) -> None:

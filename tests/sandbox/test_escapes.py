@@ -232,7 +232,7 @@ FRAMES = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=FRAMES)
 def test_no_bytes_on_the_way_to_the_pool_are_more_than_bytes(data: bytes, boxes: NativeBoxes, runner: asyncio.Runner) -> None:
     spec = BoxSpec(runner="run", payload={}, files={"main.py": SCRIBBLE.format(data=data)})

@@ -176,7 +176,7 @@ async def test_a_stream_of_one_owner_does_not_keep_another_out_of_any_class(turn
 Step = st.tuples(st.sampled_from(["add", "add", "take"]), st.integers(0, 2), st.sampled_from("abc"))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(Step, max_size=60))
 async def test_everything_that_waits_is_handed_out_once_whatever_comes_when(
     redis_servers: Servers, steps: list[tuple[str, int, str]]

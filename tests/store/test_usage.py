@@ -298,7 +298,7 @@ usages = st.lists(
 )
 
 
-@hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(usages, max_size=3))
 def test_sums_equal_the_sums_of_the_events(store: Store, batches: list[list[Usage]]) -> None:
     example = next(_numbers)  # the ledger is one for all examples; each has its own owner

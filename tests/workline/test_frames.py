@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas.errors import BudgetExhausted, ContextLengthExceeded, Disconnected, EngineFailed, Unavailable
@@ -188,7 +188,6 @@ async def test_a_length_beyond_the_limit_is_refused_before_anything_is_read() ->
             await asyncio.wait_for(server.read(), 20)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=50), st.floats(min_value=0, max_value=1e6) | st.none())
 def test_an_error_is_the_same_at_the_other_end(message: str, retry_after_s: float | None) -> None:
     for kind in (ContextLengthExceeded, BudgetExhausted, Disconnected, EngineFailed):

@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from atlas.sandbox.compare import matches, show
 from atlas.sandbox.inside.values import Malformed, encode
@@ -22,7 +22,6 @@ def is_same(returned: Any, expected: Any, how: Compare = "exact", tolerance: flo
     return matches(encode(returned), encode(expected), how=how, tolerance=tolerance)
 
 
-@settings(deadline=None)
 @given(PLAIN)
 def test_every_value_is_itself_in_every_way(value: Any) -> None:
     assert is_same(value, value)
@@ -78,7 +77,6 @@ def test_the_tolerance_is_relative_or_absolute() -> None:
     assert not is_same(1.01, 1, "approx", 1e-3)
 
 
-@settings(deadline=None)
 @given(JSON, PLAIN)
 def test_whatever_a_box_sends_is_compared_or_malformed(sent: Any, expected: Any) -> None:
     for how in ("exact", "json", "approx"):
@@ -119,7 +117,6 @@ def test_a_long_value_is_cut_off() -> None:
     assert show(encode(list(range(100_000))), 20) == "[0, 1, 2, 3, 4, 5, 6..."
 
 
-@settings(deadline=None)
 @given(JSON)
 def test_whatever_a_box_sends_can_be_shown(sent: Any) -> None:
     assert isinstance(show(json.loads(json.dumps(sent)), 100), str)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas.sandbox.boxes import BoxResult, BoxSpec
@@ -88,7 +88,6 @@ def judge(program: Program, result: BoxResult) -> Execution:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-@settings(deadline=None)
 @given(frames=FRAMES, damaged=st.booleans(), exit_code=st.sampled_from([0, 0, 1, -9, -11, None]))
 def test_no_frames_make_a_pass_of_what_was_not_proved(name: str, frames: list[Any], damaged: bool, exit_code: int | None) -> None:
     if name == "lint" and frames and isinstance(frames[0], dict) and "missing" in frames[0]:
@@ -101,7 +100,6 @@ def test_no_frames_make_a_pass_of_what_was_not_proved(name: str, frames: list[An
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-@settings(deadline=None)
 @given(report=st.binary(max_size=200), stdout=st.binary(max_size=50))
 def test_no_bytes_make_a_pass_of_what_was_not_proved(name: str, report: bytes, stdout: bytes) -> None:
     frames, is_damaged = parse_frames(report)
@@ -156,7 +154,6 @@ NONCE = "n" * 32
 TRANSCRIPT = ({"loaded": True}, {"collected": ["test_solution.py::test"]}, *PHASES, {"end": 0})
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(TRANSCRIPT) | ANYTHING, max_size=8))
 def test_frames_without_the_nonce_are_forged(frames: list[Any]) -> None:
     if not frames:
@@ -206,7 +203,6 @@ ANSWERS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(answer=ANSWERS | JSON)
 def test_what_a_candidate_answers_is_plain_or_a_violation(answer: Any) -> None:
     link = proxies.Link(Peer(json.loads(json.dumps(answer))))

@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas.errors import BadRequest
@@ -29,13 +29,11 @@ LITERALS = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(LITERALS)
 def test_a_literal_is_read_as_python_reads_it(value: Any) -> None:
     assert repr(parse(repr(value), what="x")) == repr(ast.literal_eval(repr(value)))
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from("[]{}(),:\"'\\ \n\t0123456789eE+-._ntrufalsNI/#")))
 def test_no_text_is_read_otherwise_than_python_reads_it(source: str) -> None:
     try:

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas.sandbox.inside import values
@@ -75,7 +75,6 @@ def kinds(value: Any) -> Any:
     return type(value)
 
 
-@settings(deadline=None)
 @given(PLAIN)
 def test_a_value_comes_back_equal_and_of_the_same_types(value: Any) -> None:
     back = decode(sent(encode(value)))
@@ -83,7 +82,6 @@ def test_a_value_comes_back_equal_and_of_the_same_types(value: Any) -> None:
     assert kinds(back) == kinds(value)
 
 
-@settings(deadline=None)
 @given(JSON)
 def test_whatever_arrives_is_a_value_or_malformed(encoded: Any) -> None:
     try:
@@ -253,7 +251,6 @@ def test_a_list_that_holds_itself_travels_to_the_other_side() -> None:
     assert there[1] is there
 
 
-@settings(deadline=None)
 @given(st.lists(PLAIN, max_size=3))
 def test_arguments_that_are_returned_are_themselves(arguments: list[Any]) -> None:
     call = OtherSide(*arguments)

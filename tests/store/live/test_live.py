@@ -314,7 +314,7 @@ async def test_nobody_is_not_counted(live: Live) -> None:
     await live.settle(nobody, tokens=10**9, cost=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["admit", "extend", "settle"]), st.integers(0, 5), st.integers(1, 60), st.integers(0, 9)),
