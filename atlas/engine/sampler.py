@@ -2,7 +2,8 @@
 
 A step's logits are (rows, vocabulary) float32: 12 MB for 20 rows of Qwen3. Full C chains over them cost 10.9 ms a step, so a few
 whole-batch numpy calls first keep the tokens within 14 nats of each row's best (what is dropped has less than e**-14 of the best
-token's probability each), and the C chain, or argmax, sees only those. Few large calls also mean few GIL hand-overs.
+token's probability each) that top-k may choose, and the C chain, or argmax, sees only those. Few large calls also mean few GIL
+hand-overs.
 
 Order, as llama.cpp: penalties and bias, grammar, top-k, top-p, min-p, temperature, draw.
 """
@@ -30,7 +31,8 @@ GROUP_DEPTH = 64  # tokens per group, strided so that the maximum runs along con
 class Choice(NamedTuple):
     """A drawn token and its log-probability after penalties, before temperature.
 
-    The sum runs over kept tokens only, so it is too high by at most vocabulary * e**-14 (0.13 nats for Qwen3; usually far less).
+    Over large vocabularies the sum runs over kept tokens only where these are few: it is then too high by at most
+    vocabulary * e**-14 (0.13 nats for Qwen3; usually far less).
     """
 
     token: int

@@ -135,7 +135,7 @@ def _sums(usages: Sequence[Usage]) -> list[list[Any]]:
         place = (int(usage.at // HOUR_S), usage.owner, usage.key_id, _text(usage.model, _MODEL_CHARS))
         row = rows.get(place)
         if row is None:
-            row = rows[place] = [*place, 0, 0, 0, 0, 0, 0, 0.0]
+            row = rows[place] = [*place, 0, 0, 0, 0, 0, 0, 0.0]  # as _PLACE and _SUMS name them
         row[4] += 1
         row[5] += usage.state in FAILED_STATES
         row[6] += usage.prompt_tokens
