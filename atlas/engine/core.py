@@ -19,6 +19,7 @@ import structlog
 
 from atlas.engine.chain import Candidates
 from atlas.engine.group import Group
+from atlas.engine.mailbox import Mailbox
 from atlas.engine.runner import DecodeResult, Model, Runner
 from atlas.engine.sampler import sample
 from atlas.engine.scheduler import Part, Scheduler
@@ -29,6 +30,7 @@ from atlas.types import Delta, EngineStats, Generation
 log = structlog.get_logger("atlas.engine")
 
 T = TypeVar("T")
+HAND_OVER_S = 0.004  # shorter steps share a call into the event loop: no reader sees it, a 14B model's take longer (chosen)
 
 
 class Cancel(NamedTuple):
@@ -81,7 +83,7 @@ class Core:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._model, self._runner, self._model_id = model, runner, model_id
-        self._loop = loop
+        self._loop, self._mailbox = loop, Mailbox(loop)
         self._scheduler = Scheduler(
             runner,
             max_running=max_running,
@@ -97,6 +99,8 @@ class Core:
         self._arrivals = 0
         self._live: dict[Job, set[Sequence]] = defaultdict(set)
         self._news: dict[Group, News] = {}
+        self._is_urgent = False  # a candidate's first token, or its end, is among the news
+        self._delivered_at = 0.0
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._steps = 0
         self._step_s = self._decode_s = 0.0
         self._cells_live = 0
@@ -153,6 +157,7 @@ class Core:
         self._runner.abort()
         self._wake.set()
         await self._loop.run_in_executor(None, self._thread.join)
+        self._mailbox.close()
 
     # -- the engine thread --
 
@@ -179,7 +184,8 @@ class Core:
             log.error("step.failed", exc_info=error)
             self._fail_all(error if isinstance(error, AtlasError) else EngineFailed(f"engine step failed: {error!r}"))
         self._cells_live = self._scheduler.cells_live
-        self._deliver()
+        if self._is_urgent or not self._scheduler.has_work or time.monotonic() - self._delivered_at >= HAND_OVER_S:
+            self._deliver()
 
     def _take_inbox(self) -> None:
         while self._inbox:
@@ -303,6 +309,7 @@ class Core:
             step = sequence.take(choice, exact)
             self._generated_tokens += 1
             self._tell(sequence.job.group).counts[sequence.index] = sequence.num_generated
+            self._is_urgent |= sequence.num_generated == 1
             if step.generation is not None:
                 self._end(sequence, step)
             elif step.delta is not None:
@@ -323,6 +330,7 @@ class Core:
         """A candidate is done: hand it on, free or keep its cells (of a best-of-k group only the first's)."""
         assert step.delta is not None
         assert step.generation is not None
+        self._is_urgent = True
         news = self._tell(sequence.job.group)
         news.deltas.append(step.delta)
         news.generations.append(step.generation)
@@ -336,7 +344,8 @@ class Core:
             del self._live[sequence.job]
 
     def _fail_all(self, error: Exception) -> None:
-        """Every candidate's group is told; cells are taken back."""
+        """Every candidate's group is told, after what there was to tell it; cells are taken back."""
+        self._deliver()
         for sequence in list(self._scheduler.running):
             self._scheduler.retire(sequence, keep=False)
         for sequence in self._scheduler.waiting():
@@ -357,11 +366,12 @@ class Core:
     def _deliver(self) -> None:
         if self._news:
             news, self._news = self._news, {}
+            self._is_urgent, self._delivered_at = False, time.monotonic()
             self._call(_hand_over, news)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(function, *args)
+            self._mailbox.put(function, *args)
         except RuntimeError:  # the loop has closed: nobody is left to tell
             self._is_stopping = True
 

@@ -245,6 +245,7 @@ class Runner:
         c.llama_set_abort_callback(self._handle, strlen, ctypes.addressof(self._abort_flag))
         self._features_on = False
         self._num_outputs = 0
+        self._logits, self._states = _Output(num_sequences, model.vocab.size), _Output(num_sequences, model.width)
         self.model = model
         self.vocab_size = model.vocab.size
         self.width = model.width
@@ -280,11 +281,11 @@ class Runner:
 
     def logits(self) -> Rows:
         """Logits of the last decode's outputs in batch order: (num_outputs, vocab_size), valid and writable until the next."""
-        return self._rows(c.llama_get_logits(self._handle), self.vocab_size)
+        return self._logits.rows(c.llama_get_logits(self._handle), self._num_outputs)
 
     def states(self) -> Rows:
         """Hidden states after the output norm: (num_outputs, width), of a decode with `features`; valid until the next."""
-        return self._rows(c.llama_get_embeddings(self._handle), self.width)
+        return self._states.rows(c.llama_get_embeddings(self._handle), self._num_outputs)
 
     def share(self, source: int, target: int, length: int) -> None:
         """Let sequence `target` use the first `length` cells of `source`: no copy in unified KV."""
@@ -316,8 +317,21 @@ class Runner:
             c.llama_free(self._handle)
             self._handle = None
 
-    def _rows(self, pointer: Any, width: int) -> Rows:
-        return np.ctypeslib.as_array(pointer, shape=(self._num_outputs, width))
+
+class _Output:
+    """A buffer that llama.cpp writes rows to, as numpy sees it; making that view anew takes 20 us, so it is kept."""
+
+    def __init__(self, capacity: int, width: int) -> None:
+        self._shape = capacity, width
+        self._address = 0
+        self._view: Rows = np.empty((0, width), np.float32)
+
+    def rows(self, pointer: Any, count: int) -> Rows:
+        """The first `count` rows, (count, width), at `pointer`."""
+        address = ctypes.addressof(pointer.contents)
+        if address != self._address:
+            self._address, self._view = address, np.ctypeslib.as_array(pointer, shape=self._shape)
+        return self._view[:count]
 
 
 class EmbeddingRunner:
