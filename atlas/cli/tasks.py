@@ -34,6 +34,25 @@ class Closed(msgspec.Struct, frozen=True, kw_only=True):
     run: Run | None = None
 
 
+class ClosedTask(msgspec.Struct, frozen=True):
+    id: str
+    outcome: str
+    reason: str
+
+
+class ClosedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """The last event of a task."""
+
+    task: ClosedTask
+    result: TaskResult | None
+    run: Run | None
+
+    @property
+    def closed(self) -> Closed:
+        task = self.task
+        return Closed(id=task.id, outcome=task.outcome, reason=task.reason, result=self.result, run=self.run)
+
+
 class Tasks:
     """Of one server, for one key."""
 
@@ -48,29 +67,34 @@ class Tasks:
         await self._http.aclose()
 
     async def solve(self, body: dict[str, Any], on_event: OnEvent) -> Closed:
-        """Submit, follow, and read the result. Cancelled, it cancels the task.
+        """Submit, and hand on each event until the task is closed, over breaks. Cancelled, it cancels the task.
 
         Raises:
             OperatorError: the server refuses, or does not answer any more.
         """
-        task_id = await self.submit(body)
+        following = _Following(body, on_event)
         try:
-            await self.follow(task_id, on_event)
-            return await self.read(task_id)
+            while following.closed is None:
+                await self._follow(following)
         except asyncio.CancelledError:
-            await asyncio.shield(self.cancel(task_id))
+            if following.task_id:
+                await asyncio.shield(self.cancel(following.task_id))
             raise
+        return following.closed
 
-    async def submit(self, body: dict[str, Any]) -> str:
-        """Under a key of its own, so that it can be repeated safely if an answer is lost."""
-        key = {"idempotency-key": uuid.uuid4().hex}
-        response = await self._persist(lambda: self._http.post("/v1/tasks", json=body, headers=key))
-        task_id: str = response.json()["id"]
-        return task_id
-
-    async def read(self, task_id: str) -> Closed:
-        response = await self._persist(lambda: self._http.get(f"/v1/tasks/{task_id}", params={"full": "true"}))
-        return msgspec.json.decode(response.content, type=Closed)
+    async def _follow(self, following: _Following) -> None:
+        """As far as one connection goes; waits a while if that was not to the end."""
+        try:
+            async with self._http.stream(**following.request()) as response:
+                if response.status_code != 503 or following.silent_s > PATIENCE_S:
+                    await following.begin(response)
+                    async for event in _events(response):
+                        following.heard(*event)
+        except httpx.TransportError as error:
+            if following.silent_s > PATIENCE_S:
+                raise self._silent(error, following.task_id and f"; task {following.task_id} goes on without us") from None
+        if following.closed is None:
+            await asyncio.sleep(RETRY_S)
 
     async def receipt(self, task_id: str) -> bytes:
         return (await self._persist(lambda: self._http.get(f"/v1/tasks/{task_id}/receipt"))).content
@@ -82,41 +106,6 @@ class Tasks:
                 await self._http.post(f"/v1/tasks/{task_id}/cancel")
         except (httpx.HTTPError, TimeoutError):
             pass
-
-    async def follow(self, task_id: str, on_event: OnEvent) -> None:
-        """Hand on each event, over breaks, until the task is closed."""
-        last, heard_s = "0", time.monotonic()
-        while True:
-            try:
-                async for number, name, data in self._events(task_id, last):
-                    last, heard_s = number, time.monotonic()
-                    if name == "task.closed":
-                        return
-                    on_event(msgspec.json.decode(data, type=Event))
-                heard_s = max(heard_s, time.monotonic() - PATIENCE_S / 2)  # it was there, and ended the stream in order
-            except httpx.TransportError as error:
-                if time.monotonic() - heard_s > PATIENCE_S:
-                    raise self._silent(error, f"; task {task_id} goes on without us") from None
-            await asyncio.sleep(RETRY_S)
-
-    async def _events(self, task_id: str, last: str) -> AsyncIterator[tuple[str, str, str]]:
-        """(number, name, data) of each event behind `last`, as far as this connection goes."""
-        path, behind = f"/v1/tasks/{task_id}/events", {"last-event-id": last}
-        async with self._http.stream("GET", path, headers=behind) as response:
-            if response.status_code == 503:
-                return
-            if not response.is_success:
-                await response.aread()
-                check(response)
-            fields: dict[str, str] = {}
-            async for line in response.aiter_lines():
-                name, _, value = line.partition(": ")
-                if line:
-                    fields[name] = value
-                    continue
-                if "id" in fields:
-                    yield fields["id"], fields.get("event", ""), fields.get("data", "")
-                fields = {}
 
     async def _persist(self, call: Callable[[], Any]) -> httpx.Response:
         """The answer of a server that may just be starting again."""
@@ -134,3 +123,60 @@ class Tasks:
 
     def _silent(self, error: Exception, more: str = "") -> OperatorError:
         return OperatorError(f"{self._url} did not answer for {PATIENCE_S:.0f} s: {str(error) or type(error).__name__}{more}")
+
+
+class _Following:
+    """A task that is submitted and followed, over as many connections as it takes.
+
+    It is submitted under a key of its own, so that this can be repeated safely if the answer is lost.
+    """
+
+    def __init__(self, body: dict[str, Any], on_event: OnEvent) -> None:
+        self._body, self._on_event = body | {"stream": True}, on_event
+        self._key = uuid.uuid4().hex
+        self._last = "0"
+        self._heard_s = time.monotonic()
+        self.task_id = ""
+        self.closed: Closed | None = None
+
+    @property
+    def silent_s(self) -> float:
+        """How long nothing has been heard of it."""
+        return time.monotonic() - self._heard_s
+
+    def request(self) -> dict[str, Any]:
+        """What httpx is to send next."""
+        full = {"full": "true"}
+        if not self.task_id:
+            key = {"idempotency-key": self._key}
+            return {"method": "POST", "url": "/v1/tasks", "params": full, "json": self._body, "headers": key}
+        behind = {"last-event-id": self._last}
+        return {"method": "GET", "url": f"/v1/tasks/{self.task_id}/events", "params": full, "headers": behind}
+
+    async def begin(self, response: httpx.Response) -> None:
+        """Raises OperatorError: the server refuses."""
+        if not response.is_success:
+            await response.aread()
+        check(response)
+        self.task_id = self.task_id or response.headers["x-atlas-task-id"]
+        self._heard_s = max(self._heard_s, time.monotonic() - PATIENCE_S / 2)  # it is there
+
+    def heard(self, number: str, name: str, data: str) -> None:
+        self._last, self._heard_s = number, time.monotonic()
+        if name == "task.closed":
+            self.closed = msgspec.json.decode(data, type=ClosedEvent).closed
+        else:
+            self._on_event(msgspec.json.decode(data, type=Event))
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, str, str]]:
+    """(number, name, data) of each event of a stream."""
+    fields: dict[str, str] = {}
+    async for line in response.aiter_lines():
+        name, _, value = line.partition(": ")
+        if line:
+            fields[name] = value
+            continue
+        if "id" in fields:
+            yield fields["id"], fields.get("event", ""), fields.get("data", "")
+        fields = {}

@@ -10,6 +10,7 @@ import msgspec
 from litestar import Response, get, post
 from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from litestar.response import Stream
 
 from atlas.errors import Forbidden
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
@@ -25,6 +26,7 @@ from atlas.gateway.tasks_desk import (
     submit,
     task_priority,
 )
+from atlas.gateway.tasks_events import event_stream
 from atlas.gateway.tasks_receipt import signed_receipt
 from atlas.gateway.tasks_wire import TaskBody, TaskDetail, TaskList, TaskReply, fields_of, to_task
 from atlas.ralph import SOLVE, Correction, TaskResult, read_correction, read_request
@@ -50,12 +52,18 @@ REPEATED = "The task that was submitted under this idempotency key before"
     summary="Have code written, and run until its tests pass",
     responses={**replies(TaskReply, STATUSES), 202: SUBMITTED},
 )
-async def submit_task(request: HTTPRequest, data: JSONBody[TaskBody]) -> Response[TaskReply]:
+async def submit_task(
+    request: HTTPRequest, data: JSONBody[TaskBody], full: FromQuery[bool] = False
+) -> Response[TaskReply] | Stream:
     exchange = exchange_of(request)
     priority = task_priority(exchange, data.priority)
     wanted = await checked_request(exchange, data)
     task, is_new = await submit(exchange, wanted, priority=priority, idempotency_key=exchange.header(IDEMPOTENCY_KEY))
     headers = {"location": f"/v1/tasks/{task.id}", "x-atlas-task-id": task.id}
+    if data.stream:
+        answer = event_stream(exchange, task, is_full=full)
+        answer.headers.update(headers)
+        return answer
     return Response(to_task(task), status_code=202 if is_new else 200, headers=headers)
 
 

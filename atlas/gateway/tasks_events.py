@@ -17,9 +17,10 @@ from atlas.gateway.errors import error_event
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.openapi import replies
 from atlas.gateway.sse import EventStream
-from atlas.gateway.tasks_desk import followed, journal_of, own_task
+from atlas.gateway.tasks_desk import followed, journal_of, own_task, run_of
 from atlas.gateway.tasks_wire import TaskClosedEvent, TaskReply, to_task
-from atlas.store import LAST_NUMBER, TaskClosed, TaskEvent
+from atlas.ralph import TaskResult
+from atlas.store import LAST_NUMBER, Task, TaskEvent
 
 EVENTS = ResponseSpec(
     Any, generate_examples=False, description="Server-sent events; the last one is `task.closed`", media_type="text/event-stream"
@@ -38,7 +39,9 @@ class _Tagged(msgspec.Struct):
     summary="What happens to a task of one's own, from the beginning or behind Last-Event-ID, until it is closed",
     responses=replies(TaskReply, (400, 401, 403, 404, 503)) | {200: EVENTS, 204: NOTHING_MORE},
 )
-async def task_events(request: HTTPRequest, task_id: FromPath[str], after: FromQuery[str] = "") -> Stream | Response[None]:
+async def task_events(
+    request: HTTPRequest, task_id: FromPath[str], after: FromQuery[str] = "", full: FromQuery[bool] = False
+) -> Stream | Response[None]:
     exchange = exchange_of(request)
     task = await own_task(exchange, task_id)
     last = last_number(exchange.header(b"last-event-id") or after)
@@ -46,7 +49,13 @@ async def task_events(request: HTTPRequest, task_id: FromPath[str], after: FromQ
         return Response(None, status_code=204)  # which is how a browser's EventSource is told to stop
     if not task.is_closed and (trouble := journal_of(exchange).trouble):
         raise LimitsUnavailable(f"tasks cannot be followed now: {trouble}", retry_after_s=2)
-    return EventStream(exchange, guarded(exchange, numbered(exchange, task.id, after=last), render=error_event))
+    return event_stream(exchange, task, after=last, is_full=full)
+
+
+def event_stream(exchange: Exchange, task: Task, *, after: int = 0, is_full: bool) -> EventStream:
+    """What happens to a task behind that event, as an answer; `is_full`: with the whole run in the end."""
+    events = numbered(exchange, task.id, after=after, is_full=is_full)
+    return EventStream(exchange, guarded(exchange, events, render=error_event))
 
 
 def last_number(text: str) -> int:
@@ -56,15 +65,19 @@ def last_number(text: str) -> int:
     return int(text or 0)
 
 
-async def numbered(exchange: Exchange, task_id: str, *, after: int) -> AsyncGenerator[bytes]:
+async def numbered(exchange: Exchange, task_id: str, *, after: int, is_full: bool) -> AsyncGenerator[bytes]:
     async for event in followed(exchange, task_id, after=after):
-        yield framed(event)
+        body = event.body if isinstance(event, TaskEvent) else await _closed(exchange, event.task, is_full=is_full)
+        yield _framed(event.number, body)
 
 
-def framed(event: TaskEvent | TaskClosed) -> bytes:
+async def _closed(exchange: Exchange, task: Task, *, is_full: bool) -> bytes:
+    run = await run_of(journal_of(exchange), task)
+    closed = TaskClosedEvent(task=to_task(task), result=TaskResult.of(run) if run else None, run=run if is_full else None)
+    return msgspec.json.encode(closed)
+
+
+def _framed(number: int, body: bytes) -> bytes:
     """An event with its number, its name and its JSON, which has the name in it as well."""
-    if isinstance(event, TaskClosed):
-        body = msgspec.json.encode(TaskClosedEvent(task=to_task(event.task)))
-        return b"id: %d\nevent: task.closed\ndata: %b\n\n" % (event.number, body)
-    name = msgspec.json.decode(event.body, type=_Tagged).event
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.number, name.encode(), event.body)
+    name = msgspec.json.decode(body, type=_Tagged).event
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (number, name.encode(), body)

@@ -17,9 +17,10 @@ PRIORITY_NAMES: tuple[PriorityName, PriorityName, PriorityName] = ("p0", "p1", "
 
 
 class TaskBody(TaskRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A task, and how urgent it is."""
+    """A task, how urgent it is, and how it is answered."""
 
     priority: Annotated[PriorityName | None, Meta(description="p0 needs the scope `interactive`; p1 by default")] = None
+    stream: Annotated[bool, Meta(description="Answer with the task's events, as its `events` do, until it is closed")] = False
 
 
 class TaskReply(Wire):
@@ -75,9 +76,11 @@ class TaskList(Wire):
 
 
 class TaskClosedEvent(Wire):
-    """The last event of every task's stream."""
+    """The last event of every task's stream; `result` and `run` as in TaskDetail."""
 
     task: TaskReply
+    result: TaskResult | None
+    run: Run | None
     event: Literal["task.closed"] = "task.closed"
 
 

@@ -36,7 +36,7 @@ from atlas.workline import (
     JudgeEdit,
     Leased,
     Message,
-    PutEvent,
+    PutEvents,
     PutStep,
     Rank,
     Refused,
@@ -77,7 +77,7 @@ class Conversation:
         self._handlers: dict[type[Call], Callable[[Any], Awaitable[Done]]] = {
             AskLease: self._lease,
             Beat: self._beat,
-            PutEvent: self._put_event,
+            PutEvents: self._put_events,
             PutStep: self._put_step,
             Finish: self._finish,
             GiveBack: self._give_back,
@@ -191,9 +191,9 @@ class Conversation:
     async def _beat(self, call: Beat) -> Done:
         return Done(id=call.id, standing=await self._workers.heartbeat(self, delivery_of(call)))
 
-    async def _put_event(self, call: PutEvent) -> Done:
+    async def _put_events(self, call: PutEvents) -> Done:
         await self._workers.find(self, delivery_of(call))
-        if await self._workers.journal.put_event(delivery_of(call), call.body) is None:
+        if call.bodies and await self._workers.journal.put_events(delivery_of(call), *call.bodies) is None:
             raise _over(call)
         return Done(id=call.id)
 
@@ -205,7 +205,7 @@ class Conversation:
 
     async def _finish(self, call: Finish) -> Done:
         ending = Ending(outcome=call.outcome, reason=call.reason, result=call.result, sandbox_s=max(0.0, call.sandbox_s))
-        return Done(id=call.id, finish=await self._workers.finish(self, delivery_of(call), ending))
+        return Done(id=call.id, finish=await self._workers.finish(self, delivery_of(call), ending, events=call.events))
 
     async def _give_back(self, call: GiveBack) -> Done:
         is_done = await self._workers.give_back(

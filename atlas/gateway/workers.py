@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -135,26 +135,32 @@ class Workers:
             await self._lost(delivery)
         return standing
 
-    async def finish(self, listener: Listener, delivery: Delivery, ending: Ending) -> Finish:
-        """Settle and close, whether or not the worker is still there to hear of it.
+    async def finish(self, listener: Listener, delivery: Delivery, ending: Ending, *, events: Sequence[bytes] = ()) -> Finish:
+        """Tell the last events, settle and close, whether or not the worker is still there to hear of it.
 
         Raises:
             LedgerUnavailable: try again.
             DeliveryOver: it is another worker's.
         """
-        return await asyncio.shield(self._spawn(self._finish(listener, delivery, ending)))
+        return await asyncio.shield(self._spawn(self._finish(listener, delivery, ending, events)))
 
-    async def _finish(self, listener: Listener, delivery: Delivery, ending: Ending) -> Finish:
+    async def _finish(self, listener: Listener, delivery: Delivery, ending: Ending, events: Sequence[bytes]) -> Finish:
         held = self._held.get(delivery) or await self._found_again(delivery)
         if held is None:
             how = await self.journal.finish(delivery, ending)  # repeated, or fenced and counted
             self.watch.endings["fenced"] += how == "fenced"
             return how
         _check_holder(held, listener)
-        await held.settle(STATES[ending.outcome], ending.outcome)
+        await asyncio.gather(self._tell(delivery, events), held.settle(STATES[ending.outcome], ending.outcome))
         how = await self.journal.finish(delivery, ending)
         self._forget(held, "fenced" if how == "fenced" else ending.outcome)
         return how
+
+    async def _tell(self, delivery: Delivery, events: Sequence[bytes]) -> None:
+        """What cannot be told is in the result."""
+        if events:
+            with contextlib.suppress(AtlasError):
+                await self.journal.put_events(delivery, *events)
 
     async def give_back(self, listener: Listener, delivery: Delivery, *, reason: str, delay_s: float, is_excused: bool) -> bool:
         """Settle, and have it done later. Raises as `Journal.give_back`."""

@@ -18,13 +18,14 @@ import structlog
 
 from atlas.errors import AtlasError, BudgetExhausted, DeliveryOver, RateLimited
 from atlas.ralph.bodies import read_request
-from atlas.ralph.ending import Answer, Ending, Return, ending_of, pause_s, shortened
+from atlas.ralph.ending import Answer, Ending, Return, ending_of, pause_s
 from atlas.ralph.held import Held, RunProgram
 from atlas.ralph.line import Line
 from atlas.ralph.loop import solve_task
+from atlas.ralph.teller import Teller
 from atlas.ralph.tools import Candidates, Tools
-from atlas.types import AttemptEnded, Event, Prompt, RunClosed
-from atlas.workline import AskLease, Finish, GiveBack, Leased, PutEvent
+from atlas.types import Prompt, RunClosed
+from atlas.workline import AskLease, Finish, GiveBack, Leased
 
 log = structlog.get_logger("atlas.worker")
 
@@ -32,8 +33,6 @@ T = TypeVar("T")
 LEASE_WAIT_S = 10.0  # chosen: a connection that has died unnoticed is noticed in twice that
 RETRY_S = 0.5  # between tries to have the end of a task heard
 LAST_WORD_S = 5.0  # for giving back when the worker is shut down; then the lease will end by itself
-EVENT_LIMIT_BYTES = 1024 * 1024
-MUTE_S = 5.0  # no further event is tried for so long after one was not taken; what is not told is in the result
 
 
 class Worker:
@@ -75,7 +74,7 @@ class _Delivery:
         self._held, self._stopping = held, stopping
         self._tools = held.tools(run)
         self._limited: RateLimited | None = None
-        self._mute_until_s = 0.0
+        self._teller = Teller(held)
 
     async def see_through(self) -> None:
         held, lease = self._held, self._held.lease
@@ -88,6 +87,7 @@ class _Delivery:
             else:
                 await before(self._say(ending), held.is_lost)
         finally:
+            self._teller.stop()
             await ended(keeping)
 
     def _interrupted(self) -> Ending | None:
@@ -111,7 +111,7 @@ class _Delivery:
                 async for event in events:
                     if isinstance(event, RunClosed):
                         return ending_of(event.run, lease.delivery, self._limited)
-                    await self._tell(event)
+                    self._teller.tell(event)
         except Exception:  # a defect of ours: somebody else may fare better, and the journal counts how often
             log.exception("task.broken", task_id=lease.task)
         return Return(reason="internal_error: a defect of ours; the worker's log has it", delay_s=pause_s(lease.delivery))
@@ -129,20 +129,6 @@ class _Delivery:
                 raise
 
         return replace(self._tools, generate=generate)
-
-    async def _tell(self, event: Event) -> None:
-        """Put an event where those who follow the task find it; one that is not taken is lost, and others for a while."""
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._mute_until_s:
-            return
-        body = msgspec.json.encode(event)
-        if len(body) > EVENT_LIMIT_BYTES and isinstance(event, AttemptEnded):
-            body = msgspec.json.encode(msgspec.structs.replace(event, attempt=shortened(event.attempt)))
-        try:
-            await self._held.call(PutEvent, body=body)
-        except AtlasError as error:
-            self._mute_until_s = loop.time() + MUTE_S
-            log.info("event.not_told", reason=error.message)
 
     # -- the end --
 
@@ -164,8 +150,9 @@ class _Delivery:
             return
 
     async def _said(self, ending: Ending) -> str:
+        events = await self._teller.rest()  # once: whether a lost answer had brought them nobody knows
         if isinstance(ending, Answer):
-            return (await self._held.call(Finish, **msgspec.structs.asdict(ending))).finish or ""
+            return (await self._held.call(Finish, events=events, **msgspec.structs.asdict(ending))).finish or ""
         timeout_s = LAST_WORD_S if self._stopping.is_set() else None
         answer = await self._held.call(GiveBack, timeout_s=timeout_s, **msgspec.structs.asdict(ending))
         return "given back" if answer.is_done else "over"

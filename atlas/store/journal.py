@@ -49,7 +49,7 @@ from atlas.store.live_values import Caller
 from atlas.store.tasks_blobs import Stored, TaskBlobs
 from atlas.store.tasks_book import HELD, TaskBook
 from atlas.store.tasks_keeper import TaskKeeper
-from atlas.store.tasks_queue import EVENT_INLINE_BYTES, Entry
+from atlas.store.tasks_queue import EVENT_INLINE_BYTES, Entry, NewEvent
 from atlas.store.written import arrival
 
 LEASE_S = 15.0  # a worker is to be heard of three times in it (chosen)
@@ -227,12 +227,9 @@ class Journal:
                 return "cancelled"
             await ticket.wait()
 
-    async def put_event(self, delivery: Delivery, body: bytes) -> int | None:
-        """Tell those who follow the task; the event's number, or None if this delivery is over."""
-        stored = await self._blobs.store(delivery.task_id, body, inline_bytes=EVENT_INLINE_BYTES)
-        if stored.blob is None:
-            return await self._keeper.put_event(delivery, body, is_blob=False)
-        return await self._keeper.put_event(delivery, stored.blob.encode(), is_blob=True)
+    async def put_events(self, delivery: Delivery, *bodies: bytes) -> int | None:
+        """Tell those who follow the task; the number of the last event, or None if this delivery is over."""
+        return await self._keeper.put_events(delivery, [await self._new_event(delivery.task_id, body) for body in bodies])
 
     async def finish(self, delivery: Delivery, ending: Ending) -> Finish:
         """Close the task. Needs no Redis. May be repeated until it is answered.
@@ -310,6 +307,10 @@ class Journal:
             if not page:
                 return
             after = page[-1].number
+
+    async def _new_event(self, task_id: str, body: bytes) -> NewEvent:
+        stored = await self._blobs.store(task_id, body, inline_bytes=EVENT_INLINE_BYTES)
+        return NewEvent(body) if stored.blob is None else NewEvent(stored.blob.encode(), is_blob=True)
 
     async def _event(self, task_id: str, entry: Entry) -> TaskEvent:
         body = entry.body

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -16,7 +16,7 @@ from atlas.store.journal_values import Delivery, Finish, Lease, Submitted, Task
 from atlas.store.live_values import Caller
 from atlas.store.tasks_blobs import TaskBlobs
 from atlas.store.tasks_book import HELD, Change, Finished, TaskBook
-from atlas.store.tasks_queue import Beat, TaskQueue
+from atlas.store.tasks_queue import Beat, NewEvent, TaskQueue
 from atlas.store.written import Written, arrival
 
 T = TypeVar("T")
@@ -89,11 +89,11 @@ class TaskKeeper:
             beat = await self.queue.beat(delivery)
         return beat
 
-    async def put_event(self, delivery: Delivery, body: bytes, *, is_blob: bool) -> int | None:
-        """Number of the event; None: this delivery is over."""
-        number = await self.queue.put_event(delivery, body, is_blob=is_blob)
+    async def put_events(self, delivery: Delivery, events: Sequence[NewEvent]) -> int | None:
+        """Number of the last event; None: this delivery is over."""
+        number = await self.queue.put_events(delivery, events)
         if number is None and await self._restore(delivery):
-            number = await self.queue.put_event(delivery, body, is_blob=is_blob)
+            number = await self.queue.put_events(delivery, events)
         if number is not None:
             self.news.ring(delivery.task_id)
         return number

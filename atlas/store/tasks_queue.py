@@ -45,6 +45,13 @@ class Entry(NamedTuple):
     is_blob: bool
 
 
+class NewEvent(NamedTuple):
+    """An event on its way into the stream; `body` is the name of a blob if `is_blob`."""
+
+    body: bytes
+    is_blob: bool = False
+
+
 class TaskQueue:
     """The queue under one namespace, for one event loop. Every method raises LimitsUnavailable while Redis cannot be used."""
 
@@ -110,10 +117,10 @@ class TaskQueue:
         words = (await self._run(self._expired)).split()
         return [Delivery(task_id=words[at], number=int(words[at + 1])) for at in range(0, len(words), 2)]
 
-    async def put_event(self, delivery: Delivery, body: bytes, *, is_blob: bool = False) -> int | None:
-        """Number of the new event; None: Redis knows of no such lease."""
-        kind = "blob" if is_blob else "body"
-        reply = await self._run(self._event, delivery.task_id, delivery.number, kind, body)
+    async def put_events(self, delivery: Delivery, events: Sequence[NewEvent]) -> int | None:
+        """Number of the last new event; None: Redis knows of no such lease."""
+        arguments = [part for event in events for part in ("blob" if event.is_blob else "body", event.body)]
+        reply = await self._run(self._event, delivery.task_id, delivery.number, *arguments)
         return None if reply == "unknown" else int(reply)
 
     async def events(self, task_id: str, *, after: int) -> list[Entry]:

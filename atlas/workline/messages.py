@@ -16,7 +16,7 @@ import msgspec
 from atlas.errors import AtlasError, Unavailable
 from atlas.types import Candidate, Delta, Execution, Generation, Program, ProjectVerdict, Prompt, Route, RunLimits, Snippet
 
-VERSION = 1
+VERSION = 2
 MESSAGE_LIMIT_BYTES = 32 * 1024 * 1024  # of a frame; results are cut to half of it (chosen)
 
 Ordered = Literal["cancelled", "lost"]
@@ -62,10 +62,10 @@ class Beat(TaskCall, frozen=True, kw_only=True, tag="beat"):
     """The worker lives; answered by `standing`."""
 
 
-class PutEvent(TaskCall, frozen=True, kw_only=True, tag="event"):
+class PutEvents(TaskCall, frozen=True, kw_only=True, tag="events"):
     """Tell those who follow the task."""
 
-    body: bytes
+    bodies: tuple[bytes, ...]
 
 
 class PutStep(TaskCall, frozen=True, kw_only=True, tag="step"):
@@ -76,12 +76,17 @@ class PutStep(TaskCall, frozen=True, kw_only=True, tag="step"):
 
 
 class Finish(TaskCall, frozen=True, kw_only=True, tag="finish"):
-    """Close the task; may be repeated until it is answered, by `finish`."""
+    """Close the task; may be repeated until it is answered, by `finish`.
+
+    Attributes:
+        events: the last ones, for those who follow the task.
+    """
 
     outcome: Outcome
     reason: str = ""
     result: bytes = b""
     sandbox_s: float = 0.0
+    events: tuple[bytes, ...] = ()
 
 
 class GiveBack(TaskCall, frozen=True, kw_only=True, tag="give_back"):
@@ -213,7 +218,7 @@ WorkerSays = (
     Hello
     | AskLease
     | Beat
-    | PutEvent
+    | PutEvents
     | PutStep
     | Finish
     | GiveBack

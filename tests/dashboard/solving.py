@@ -65,7 +65,7 @@ async def _solve(site: Site, replies: Sequence[str], *, is_closed: bool) -> Deli
                 ending = Ending(outcome="done", result=msgspec.json.encode(event.run), sandbox_s=event.run.sandbox_s)
                 await journal.finish(lease.delivery, ending)
             break
-        await journal.put_event(lease.delivery, msgspec.json.encode(event))
+        await journal.put_events(lease.delivery, msgspec.json.encode(event))
     return lease.delivery
 
 

@@ -217,6 +217,24 @@ def test_the_stream_tells_all_that_happens_and_ends_with_the_task_closed(server:
     assert [name for _, name, _ in events[:-1]] == [data["event"] for _, _, data in events[:-1]]
 
 
+def test_a_task_can_be_submitted_and_followed_in_one_request(server: Tasking) -> None:
+    with server.http() as http:
+        key = {"idempotency-key": "once"}
+        reply = http.post("/v1/tasks", json=TASK | {"stream": True}, headers=key, timeout=60)
+        assert (reply.status_code, reply.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
+        events = events_of(reply.text)
+        task_id = reply.headers["x-atlas-task-id"]
+        assert reply.headers["location"] == f"/v1/tasks/{task_id}"
+        assert (events[0][1], events[-1][1]) == ("run.started", "task.closed")
+        again = http.post("/v1/tasks", json=TASK | {"stream": True}, headers=key, params={"full": True}, timeout=60)
+        told = events_of(again.text)
+        detail = server.task(task_id, full=True)
+    closed, full = events[-1][2], told[-1][2]
+    assert (closed["task"]["id"], closed["result"], closed["run"]) == (task_id, detail["result"], None)
+    assert told[:-1] == events[:-1]
+    assert (full["result"], full["run"]) == (detail["result"], detail["run"])
+
+
 def test_a_stream_is_continued_behind_the_last_event_that_was_seen(server: Tasking) -> None:
     task_id = server.submit()
     server.closed(task_id)

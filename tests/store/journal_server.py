@@ -30,7 +30,7 @@ async def answer(journal: Journal, method: str, params: dict[str, Any]) -> Any:
     if method == "heartbeat":
         return await journal.heartbeat(delivery)
     if method == "put_event":
-        return await journal.put_event(delivery, b"something happened")
+        return await journal.put_events(delivery, b"something happened")
     if method == "put_step":
         return await journal.put_step(delivery, "half", b"")
     assert method == "finish"

@@ -66,7 +66,7 @@ async def test_a_worker_cannot_name_a_file_elsewhere(journal: Journal, journals:
     evil = Delivery(task_id="../../evil", number=1)
     for attempt in (
         journal.finish(evil, Ending(outcome="done", result=LONG)),
-        journal.put_event(evil, LONG),
+        journal.put_events(evil, LONG),
         journal.put_step(evil, "s", LONG),
     ):
         with pytest.raises(BadRequest, match="not the id of a task"):
@@ -221,11 +221,11 @@ async def test_workers_get_the_kinds_they_ask_for(journal: Journal) -> None:
 async def test_a_lost_lease_is_taken_over_and_its_late_result_is_counted_not_stored(journal: Journal) -> None:
     task = await submit(journal)
     late = await leased(journal, "stopped")
-    await journal.put_event(late.delivery, b"first")
+    await journal.put_events(late.delivery, b"first")
     later = await leased(journal, "second", wait_s=10)
     assert (later.task.id, later.delivery.number) == (task.id, 2)
     assert await journal.heartbeat(late.delivery) == "lost"
-    assert await journal.put_event(late.delivery, b"late") is None
+    assert await journal.put_events(late.delivery, b"late") is None
     assert not await journal.put_step(late.delivery, "s", b"late")
     assert not await journal.give_back(late.delivery, reason="late")
     assert await journal.finish(late.delivery, Ending(outcome="failed", result=b"late", sandbox_s=100)) == "fenced"

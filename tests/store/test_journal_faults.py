@@ -40,7 +40,7 @@ async def test_without_redis_nothing_is_submitted_or_handed_out_and_work_can_be_
         lambda: journal.heartbeat(lease.delivery),
         lambda: journal.submit(submission(idempotency_key="k")),
         lambda: journal.lease("w", wait_s=5),
-        lambda: journal.put_event(lease.delivery, b""),
+        lambda: journal.put_events(lease.delivery, b""),
     ]
     for attempt in attempts:
         with pytest.raises(LimitsUnavailable, match="tasks cannot be queued") as caught:
@@ -75,7 +75,7 @@ async def test_event_numbers_go_on_above_those_that_were_told(own_journals: Jour
     journal = await own_journals.open(lease_s=5.0)
     task = await submit(journal)
     lease = await leased(journal)
-    numbers = [await journal.put_event(lease.delivery, b"%d" % number) for number in range(3)]
+    numbers = [await journal.put_events(lease.delivery, b"%d" % number) for number in range(3)]
     redis = own_journals.place.redis
     assert redis.process is not None
     if how == "stopped":
@@ -86,7 +86,7 @@ async def test_event_numbers_go_on_above_those_that_were_told(own_journals: Jour
     if how == "emptied":
         redis.lose_data()
     redis.start()
-    last = await sometime(lambda: journal.put_event(lease.delivery, b"3"))
+    last = await sometime(lambda: journal.put_events(lease.delivery, b"3"))
     assert numbers == [1, 2, 3]
     assert last is not None
     assert last > 3

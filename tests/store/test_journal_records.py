@@ -59,12 +59,22 @@ async def test_events_are_numbered_and_replayed_from_any_of_them(journal: Journa
     lease = await leased(journal)
     big = b"x" * (EVENT_INLINE_BYTES + 1)
     for number, body in enumerate((b"one", big, b"three"), 1):
-        assert await journal.put_event(lease.delivery, body) == number
+        assert await journal.put_events(lease.delivery, body) == number
     await journal.finish(lease.delivery, DONE)
     told = [(1, b"one"), (2, big), (3, b"three"), (LAST_NUMBER, b"done")]
     for after in range(4):
         assert await history(journal, task.id, after=after) == told[after:]
     assert await history(journal, task.id, after=LAST_NUMBER) == []
+
+
+async def test_events_that_are_told_together_are_numbered_one_by_one(journal: Journal) -> None:
+    task = await submit(journal)
+    lease = await leased(journal)
+    big = b"x" * (EVENT_INLINE_BYTES + 1)
+    assert await journal.put_events(lease.delivery, b"one", big, b"three") == 3
+    assert await journal.put_events(lease.delivery, b"four") == 4
+    await journal.finish(lease.delivery, DONE)
+    assert (await history(journal, task.id))[:-1] == [(1, b"one"), (2, big), (3, b"three"), (4, b"four")]
 
 
 async def test_followers_hear_of_each_event_when_it_happens(journal: Journal) -> None:
@@ -78,7 +88,7 @@ async def test_followers_hear_of_each_event_when_it_happens(journal: Journal) ->
     followers = [asyncio.create_task(follow(queue)) for queue in heard]
     lease = await leased(journal)
     for number in range(1, 6):
-        await journal.put_event(lease.delivery, b"")
+        await journal.put_events(lease.delivery, b"")
         assert [await asyncio.wait_for(queue.get(), 30) for queue in heard] == [number] * 2
     await journal.finish(lease.delivery, DONE)
     assert [await asyncio.wait_for(queue.get(), 30) for queue in heard] == [LAST_NUMBER] * 2
@@ -90,7 +100,7 @@ async def test_a_stream_is_bounded_and_its_numbers_go_on(journal: Journal) -> No
     lease = await leased(journal)
     last = 0
     for _ in range(0, MAX_EVENTS + 50, 50):
-        numbers = await asyncio.gather(*(journal.put_event(lease.delivery, b"") for _ in range(50)))
+        numbers = await asyncio.gather(*(journal.put_events(lease.delivery, b"") for _ in range(50)))
         last = numbers[-1] or 0
     await journal.finish(lease.delivery, DONE)
     events = await all_of(journal.events(task.id))
@@ -101,7 +111,7 @@ async def test_a_stream_is_bounded_and_its_numbers_go_on(journal: Journal) -> No
 async def test_when_its_events_are_gone_the_end_is_still_told(journal: Journal) -> None:
     task = await submit(journal)
     lease = await leased(journal)
-    await journal.put_event(lease.delivery, b"one")
+    await journal.put_events(lease.delivery, b"one")
     await journal.finish(lease.delivery, DONE)
     redis = journal._keeper.queue._redis._redis
     stream = f"{journal._keeper.queue._prefix}e:{task.id}"
@@ -191,11 +201,11 @@ async def test_the_next_server_goes_on_where_the_last_one_stopped(journals: Jour
     waiting, running = await submit(journal, priority=2), await submit(journal, priority=0)
     lease = await leased(journal)
     assert lease.task.id == running.id
-    await journal.put_event(lease.delivery, b"before")
+    await journal.put_events(lease.delivery, b"before")
     journal = await journals.open()
     await journal.reconcile()
     assert await journal.heartbeat(lease.delivery) == "held"
-    assert (await journal.put_event(lease.delivery, b"after") or 0) > 1
+    assert (await journal.put_events(lease.delivery, b"after") or 0) > 1
     assert (await leased(journal)).task.id == waiting.id
     assert await journal.finish(lease.delivery, DONE) == "closed"
     assert [body for _, body in await history(journal, running.id)] == [b"before", b"after", b"done"]
@@ -237,7 +247,7 @@ async def test_a_held_task_that_redis_has_forgotten_is_still_held(journal: Journ
     task = await submit(journal)
     lease = await leased(journal)
     redis, prefix = journal._keeper.queue._redis._redis, journal._keeper.queue._prefix
-    for say in (journal.heartbeat, lambda delivery: journal.put_event(delivery, b"e")):
+    for say in (journal.heartbeat, lambda delivery: journal.put_events(delivery, b"e")):
         await redis.call("DEL", f"{prefix}t:{task.id}", f"{prefix}leases")
         assert await say(lease.delivery)
         assert await journal.heartbeat(lease.delivery) == "held"
