@@ -246,6 +246,8 @@ class EngineStats(Value, frozen=True, kw_only=True):
     step_s: float = 0.0  # time in steps, decode included
     decode_s: float = 0.0  # time inside llama_decode
     adapter_switches: int = 0  # times that steps went over to another adapter, or to none
+    drafted_tokens: int = 0  # guesses at tokens that were computed before the tokens before them were known
+    accepted_tokens: int = 0  # of those, the right ones
 
 
 class AdapterInfo(Value, frozen=True, kw_only=True):

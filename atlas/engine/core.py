@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
-from atlas.engine.chain import Candidates
+from atlas.engine.compute import Computer
 from atlas.engine.group import Group
-from atlas.engine.runner import DecodeResult, Model, Runner
-from atlas.engine.sampler import sample
-from atlas.engine.scheduler import Part, Scheduler
+from atlas.engine.runner import Model, Runner
+from atlas.engine.scheduler import Scheduler
 from atlas.engine.sequence import Job, Sequence, Step
+from atlas.engine.speculation import Speculator
 from atlas.errors import AtlasError, EngineFailed, EngineUnavailable
 from atlas.types import Delta, EngineStats, Generation
 
@@ -78,6 +78,7 @@ class Core:
         chunk_tokens: int,
         host_tokens: int,
         splits_steps: bool,
+        speculator: Speculator | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._model, self._runner, self._model_id = model, runner, model_id
@@ -90,7 +91,8 @@ class Core:
             host_tokens=host_tokens,
             splits_steps=splits_steps,
         )
-        self._scratch = Candidates()
+        self._computer = Computer(runner, self._scheduler)
+        self._speculator = speculator
         self._inbox: deque[Message] = deque()
         self._wake = threading.Event()
         self._is_stopping = False
@@ -98,10 +100,8 @@ class Core:
         self._live: dict[Job, set[Sequence]] = defaultdict(set)
         self._news: dict[Group, News] = {}
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._steps = 0
-        self._step_s = self._decode_s = 0.0
+        self._step_s = 0.0
         self._cells_live = 0
-        self._switches = 0
-        self._attached = 0  # key of the adapter that the context computes with
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -124,13 +124,11 @@ class Core:
     def forget_adapter(self, key: int) -> None:
         """On the engine thread, and when no job has this adapter any more: nothing in the context hangs on it from here on."""
         self._scheduler.forget_adapter(key)
-        if self._attached == key:
-            self._runner.attach(None, 0.0)
-            self._attached = 0
+        self._computer.forget_adapter(key)
 
     def stats(self) -> EngineStats:
         """A snapshot; single attributes are consistent, the set of them nearly so."""
-        scheduler = self._scheduler
+        scheduler, computer = self._scheduler, self._computer
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=scheduler.num_waiting,
@@ -143,8 +141,10 @@ class Core:
             preemptions=scheduler.num_preempted,
             steps=self._steps,
             step_s=self._step_s,
-            decode_s=self._decode_s,
-            adapter_switches=self._switches,
+            decode_s=computer.decode_s,
+            adapter_switches=computer.num_switches,
+            drafted_tokens=computer.num_drafted,
+            accepted_tokens=computer.num_accepted,
         )
 
     async def stop(self) -> None:
@@ -242,71 +242,27 @@ class Core:
         plan = self._scheduler.plan()
         if not (plan.decode or plan.prefill):
             return
-        self._attach((plan.decode or plan.prefill)[0].sequence)
-        if any(part.sequence.job.prompt.features for part in plan.decode):
-            # with hidden states on, C makes every row an output: never beside prefill rows
-            self._compute(plan.decode, [], features=True)
-            self._compute([], plan.prefill)
-        else:
-            self._compute(plan.decode, plan.prefill)
-        self._steps += 1
-        self._step_s += time.perf_counter() - started
-
-    def _attach(self, sequence: Sequence) -> None:
-        """Have the step computed with the adapter of its rows."""
-        adapter = sequence.job.adapter
-        if sequence.key != self._attached:
-            self._runner.attach(adapter and adapter.handle, adapter.scale if adapter else 0.0)
-            self._attached = sequence.key
-            self._switches += 1
-
-    def _compute(self, decode: list[Part], prefill: list[Part], *, features: bool = False) -> None:
-        parts = decode + prefill
-        if not parts:
-            return
-        self._fill_batch(decode, prefill)
-        if not self._decode(features=features):
-            return
-        for part in parts:
-            self._scheduler.computed(part)
-        self._sample([part.sequence for part in parts if part.is_last], features=features)
-
-    def _fill_batch(self, decode: list[Part], prefill: list[Part]) -> None:
-        batch = self._runner.batch
-        batch.clear()
-        if decode:
-            batch.add_each(
-                [_placed(part) for part in decode], [part.start for part in decode], [int(part.tokens[0]) for part in decode]
-            )
-        for part in prefill:
+        if self._speculator is not None and (room := self._scheduler.room_for_drafts(plan)) > 0:
+            plan = self._scheduler.with_drafts(plan, self._speculator.drafts(plan.decode, room))
+        drafted = time.perf_counter()
+        for part in plan.prefill:
             self._announce(part.sequence)
-            batch.add(_placed(part), part.start, part.tokens, output=part.is_last)
+        for sequence, step in self._computer.compute(plan):
+            self._book(sequence, step)
+        ended = time.perf_counter()
+        if self._speculator is not None:
+            self._speculator.took(plan, ended - drafted)
+        self._steps += 1
+        self._step_s += ended - started
 
-    def _decode(self, *, features: bool) -> bool:
-        started = time.perf_counter()
-        result = self._runner.decode(features=features)
-        self._decode_s += time.perf_counter() - started
-        if result is DecodeResult.FULL:
-            raise EngineFailed("llama.cpp found no room for rows that were counted to fit")
-        return result is DecodeResult.DONE
-
-    def _sample(self, sequences: list[Sequence], *, features: bool) -> None:
-        if not sequences:
-            return
-        if features:
-            for sequence, state in zip(sequences, self._runner.states(), strict=True):
-                if sequence.job.prompt.features:
-                    sequence.note_state(state)
-        logits = self._runner.logits()
-        wants = [sequence.want(row) for sequence, row in zip(sequences, logits, strict=True)]
-        for sequence, (choice, exact) in zip(sequences, sample(logits, wants, self._scratch), strict=True):
-            step = sequence.take(choice, exact)
-            self._generated_tokens += 1
-            self._tell(sequence.job.group).counts[sequence.index] = sequence.num_generated
-            if step.generation is not None:
-                self._end(sequence, step)
-            elif step.delta is not None:
-                self._tell(sequence.job.group).deltas.append(step.delta)
+    def _book(self, sequence: Sequence, step: Step) -> None:
+        self._generated_tokens += 1
+        news = self._tell(sequence.job.group)
+        news.counts[sequence.index] = sequence.num_generated
+        if step.generation is not None:
+            self._end(sequence, step)
+        elif step.delta is not None:
+            news.deltas.append(step.delta)
 
     def _announce(self, sequence: Sequence) -> None:
         """The first rows of a candidate, and of its group."""
@@ -326,6 +282,8 @@ class Core:
         news = self._tell(sequence.job.group)
         news.deltas.append(step.delta)
         news.generations.append(step.generation)
+        if sequence.job.prompt.n > 1:
+            sequence.job.answers.append(sequence.answer)
         if sequence.seq_id is None:
             self._scheduler.forget(sequence)
         else:
@@ -364,12 +322,6 @@ class Core:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop has closed: nobody is left to tell
             self._is_stopping = True
-
-
-def _placed(part: Part) -> int:
-    """The sequence id of rows that are computed now."""
-    assert part.sequence.seq_id is not None
-    return part.sequence.seq_id
 
 
 def _settle(done: asyncio.Future[Any], result: object, error: Exception | None) -> None:
