@@ -136,6 +136,9 @@ class EngineSettings(Section, frozen=True, kw_only=True):
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
     flash_attention: Literal["auto", "on", "off"] = "auto"
     adapters: dict[str, AdapterSettings] = {}
+    speculation: Literal["off", "ngram", "draft"] = "off"
+    draft_model: str = ""
+    draft_tokens: Annotated[int, msgspec.Meta(ge=1, le=32)] = 16
     embedder: str = "auto"
     offline: bool = False
 

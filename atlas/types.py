@@ -102,6 +102,7 @@ class Prompt(Value, frozen=True, kw_only=True):
         deadline_s: give up (finish reason "abort") this long after submission.
         allowance_tokens: each candidate stops and waits after this many tokens until its group allows more; None: no bound.
         whole: nobody follows the answer while it is made; an engine may hand on all its deltas at the end.
+        is_race: the first good candidate ends the others; an engine may begin some later if that gives a good one sooner.
     """
 
     model: str = ""
@@ -128,6 +129,7 @@ class Prompt(Value, frozen=True, kw_only=True):
     deadline_s: float | None = None
     allowance_tokens: int | None = None
     whole: bool = False
+    is_race: bool = False
 
 
 class TokenLogprob(Value, frozen=True, kw_only=True):
@@ -246,6 +248,8 @@ class EngineStats(Value, frozen=True, kw_only=True):
     step_s: float = 0.0  # time in steps, decode included
     decode_s: float = 0.0  # time inside llama_decode
     adapter_switches: int = 0  # times that steps went over to another adapter, or to none
+    drafted_tokens: int = 0  # guesses at tokens that were computed before the tokens before them were known
+    accepted_tokens: int = 0  # of those, the right ones
 
 
 class AdapterInfo(Value, frozen=True, kw_only=True):

@@ -17,13 +17,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
-from atlas.engine.chain import Candidates
+from atlas.engine.compute import Computer
+from atlas.engine.gain import RowCosts
 from atlas.engine.group import Group
 from atlas.engine.mailbox import Mailbox
-from atlas.engine.runner import DecodeResult, Model, Runner
-from atlas.engine.sampler import sample
-from atlas.engine.scheduler import Part, Scheduler
+from atlas.engine.race import width
+from atlas.engine.runner import Model, Runner
+from atlas.engine.scheduler import Scheduler
 from atlas.engine.sequence import Job, Sequence, Step
+from atlas.engine.speculation import Speculator
 from atlas.errors import AtlasError, EngineFailed, EngineUnavailable
 from atlas.types import Delta, EngineStats, Generation
 
@@ -80,6 +82,8 @@ class Core:
         chunk_tokens: int,
         host_tokens: int,
         splits_steps: bool,
+        costs: RowCosts,
+        speculator: Speculator | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._model, self._runner, self._model_id = model, runner, model_id
@@ -92,7 +96,8 @@ class Core:
             host_tokens=host_tokens,
             splits_steps=splits_steps,
         )
-        self._scratch = Candidates()
+        self._computer = Computer(runner, self._scheduler)
+        self._costs, self._speculator = costs, speculator
         self._inbox: deque[Message] = deque()
         self._wake = threading.Event()
         self._is_stopping = False
@@ -102,10 +107,8 @@ class Core:
         self._is_urgent = False  # a candidate's first token, or its end, is among the news
         self._delivered_at = 0.0
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._steps = 0
-        self._step_s = self._decode_s = 0.0
+        self._step_s = 0.0
         self._cells_live = 0
-        self._switches = 0
-        self._attached = 0  # key of the adapter that the context computes with
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -128,13 +131,11 @@ class Core:
     def forget_adapter(self, key: int) -> None:
         """On the engine thread, and when no job has this adapter any more: nothing in the context hangs on it from here on."""
         self._scheduler.forget_adapter(key)
-        if self._attached == key:
-            self._runner.attach(None, 0.0)
-            self._attached = 0
+        self._computer.forget_adapter(key)
 
     def stats(self) -> EngineStats:
         """A snapshot; single attributes are consistent, the set of them nearly so."""
-        scheduler = self._scheduler
+        scheduler, computer = self._scheduler, self._computer
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=scheduler.num_waiting,
@@ -147,8 +148,10 @@ class Core:
             preemptions=scheduler.num_preempted,
             steps=self._steps,
             step_s=self._step_s,
-            decode_s=self._decode_s,
-            adapter_switches=self._switches,
+            decode_s=computer.decode_s,
+            adapter_switches=computer.num_switches,
+            drafted_tokens=computer.num_drafted,
+            accepted_tokens=computer.num_accepted,
         )
 
     async def stop(self) -> None:
@@ -213,10 +216,19 @@ class Core:
         self._prompt_tokens += len(job.tokens)
         if job.adapter is not None:
             self._scheduler.expect(job.adapter.key)
-        for index in range(job.prompt.n):
-            sequence = Sequence(job, index, self._model.vocab, self._model_id)
-            self._live[job].add(sequence)
-            self._scheduler.add(sequence)
+        job.later.extend(Sequence(job, index, self._model.vocab, self._model_id) for index in range(job.prompt.n))
+        self._live[job].update(job.later)
+        self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        """Queue the candidates that are to run by now: all, but in a race that fewer win sooner."""
+        left = len(self._live[job])
+        running, wanted = left - len(job.later), left
+        if job.prompt.is_race and self._costs.is_known:
+            others = len(self._scheduler.running) - running
+            wanted = width(left, ended=job.prompt.n - left, others=max(0, others), seconds=self._costs.seconds)
+        for _ in range(min(len(job.later), wanted - running)):
+            self._scheduler.add(job.later.popleft())
 
     def _cancel(self, message: Cancel) -> None:
         for sequence in [s for s in self._live.get(message.job, ()) if s.index in message.indices]:
@@ -248,72 +260,28 @@ class Core:
         plan = self._scheduler.plan()
         if not (plan.decode or plan.prefill):
             return
-        self._attach((plan.decode or plan.prefill)[0].sequence)
-        if any(part.sequence.job.prompt.features for part in plan.decode):
-            # with hidden states on, C makes every row an output: never beside prefill rows
-            self._compute(plan.decode, [], features=True)
-            self._compute([], plan.prefill)
-        else:
-            self._compute(plan.decode, plan.prefill)
-        self._steps += 1
-        self._step_s += time.perf_counter() - started
-
-    def _attach(self, sequence: Sequence) -> None:
-        """Have the step computed with the adapter of its rows."""
-        adapter = sequence.job.adapter
-        if sequence.key != self._attached:
-            self._runner.attach(adapter and adapter.handle, adapter.scale if adapter else 0.0)
-            self._attached = sequence.key
-            self._switches += 1
-
-    def _compute(self, decode: list[Part], prefill: list[Part], *, features: bool = False) -> None:
-        parts = decode + prefill
-        if not parts:
-            return
-        self._fill_batch(decode, prefill)
-        if not self._decode(features=features):
-            return
-        for part in parts:
-            self._scheduler.computed(part)
-        self._sample([part.sequence for part in parts if part.is_last], features=features)
-
-    def _fill_batch(self, decode: list[Part], prefill: list[Part]) -> None:
-        batch = self._runner.batch
-        batch.clear()
-        if decode:
-            batch.add_each(
-                [_placed(part) for part in decode], [part.start for part in decode], [int(part.tokens[0]) for part in decode]
-            )
-        for part in prefill:
+        if self._speculator is not None and (room := self._scheduler.room_for_drafts(plan)) > 0:
+            plan = self._scheduler.with_drafts(plan, self._speculator.drafts(plan.decode, room))
+        drafted = time.perf_counter()
+        for part in plan.prefill:
             self._announce(part.sequence)
-            batch.add(_placed(part), part.start, part.tokens, output=part.is_last)
+        for sequence, step in self._computer.compute(plan):
+            self._book(sequence, step)
+        ended = time.perf_counter()
+        if not plan.prefill:
+            self._costs.note(sum(1 + len(part.draft) for part in plan.decode), ended - drafted)
+        self._steps += 1
+        self._step_s += ended - started
 
-    def _decode(self, *, features: bool) -> bool:
-        started = time.perf_counter()
-        result = self._runner.decode(features=features)
-        self._decode_s += time.perf_counter() - started
-        if result is DecodeResult.FULL:
-            raise EngineFailed("llama.cpp found no room for rows that were counted to fit")
-        return result is DecodeResult.DONE
-
-    def _sample(self, sequences: list[Sequence], *, features: bool) -> None:
-        if not sequences:
-            return
-        if features:
-            for sequence, state in zip(sequences, self._runner.states(), strict=True):
-                if sequence.job.prompt.features:
-                    sequence.note_state(state)
-        logits = self._runner.logits()
-        wants = [sequence.want(row) for sequence, row in zip(sequences, logits, strict=True)]
-        for sequence, (choice, exact) in zip(sequences, sample(logits, wants, self._scratch), strict=True):
-            step = sequence.take(choice, exact)
-            self._generated_tokens += 1
-            self._tell(sequence.job.group).counts[sequence.index] = sequence.num_generated
-            self._is_urgent |= sequence.num_generated == 1
-            if step.generation is not None:
-                self._end(sequence, step)
-            elif step.delta is not None:
-                self._tell(sequence.job.group).deltas.append(step.delta)
+    def _book(self, sequence: Sequence, step: Step) -> None:
+        self._generated_tokens += 1
+        news = self._tell(sequence.job.group)
+        news.counts[sequence.index] = sequence.num_generated
+        self._is_urgent |= sequence.num_generated == 1
+        if step.generation is not None:
+            self._end(sequence, step)
+        elif step.delta is not None:
+            news.deltas.append(step.delta)
 
     def _announce(self, sequence: Sequence) -> None:
         """The first rows of a candidate, and of its group."""
@@ -328,20 +296,27 @@ class Core:
 
     def _end(self, sequence: Sequence, step: Step) -> None:
         """A candidate is done: hand it on, free or keep its cells (of a best-of-k group only the first's)."""
+        job = sequence.job
         assert step.delta is not None
         assert step.generation is not None
         self._is_urgent = True
-        news = self._tell(sequence.job.group)
+        news = self._tell(job.group)
         news.deltas.append(step.delta)
         news.generations.append(step.generation)
-        if sequence.seq_id is None:
+        if job.prompt.n > 1:
+            job.answers.append(sequence.answer)
+        if sequence in job.later:
+            job.later.remove(sequence)
+        elif sequence.seq_id is None:
             self._scheduler.forget(sequence)
         else:
-            self._scheduler.retire(sequence, keep=sequence.job.prompt.n == 1 or not sequence.job.is_kept)
-            sequence.job.is_kept = True
-        self._live[sequence.job].discard(sequence)
-        if not self._live[sequence.job]:
-            del self._live[sequence.job]
+            self._scheduler.retire(sequence, keep=job.prompt.n == 1 or not job.is_kept)
+            job.is_kept = True
+        self._live[job].discard(sequence)
+        if job.later:
+            self._begin(job)
+        elif not self._live[job]:
+            del self._live[job]
 
     def _fail_all(self, error: Exception) -> None:
         """Every candidate's group is told, after what there was to tell it; cells are taken back."""
@@ -374,12 +349,6 @@ class Core:
             self._mailbox.put(function, *args)
         except RuntimeError:  # the loop has closed: nobody is left to tell
             self._is_stopping = True
-
-
-def _placed(part: Part) -> int:
-    """The sequence id of rows that are computed now."""
-    assert part.sequence.seq_id is not None
-    return part.sequence.seq_id
 
 
 def _settle(done: asyncio.Future[Any], result: object, error: Exception | None) -> None:

@@ -18,22 +18,21 @@ import numpy as np
 
 from atlas.engine.adapters import Adapter, Adapters
 from atlas.engine.chat_format import ChatFormat
+from atlas.engine.context import Opened, absolute, has_gpu_layers, host_tokens, open_context
 from atlas.engine.core import Allow, Cancel, Core
 from atlas.engine.embedder import Embedder, open_embedder
 from atlas.engine.grammar import Grammars, Matcher
 from atlas.engine.group import Group
 from atlas.engine.memo import PromptMemo
-from atlas.engine.runner import Model, Runner, Tokens, supports_gpu
+from atlas.engine.runner import Model, Tokens
 from atlas.engine.sampler import Recommended
 from atlas.engine.sequence import Job
-from atlas.engine.sizing import context_cells, physical_cores, saved_cells
 from atlas.engine.validate import check_length, check_prompt
 from atlas.errors import AtlasError, BadRequest, EngineOverloaded, EngineUnavailable, ModelFileError, Unsupported
 from atlas.settings import EngineSettings
 from atlas.types import AdapterInfo, Capabilities, Embeddings, EngineStats, Prompt
 
 MAX_CANDIDATES = 128
-BATCH_TOKENS = 512  # rows of one decode; llama.cpp's default physical batch
 
 T = TypeVar("T")
 
@@ -48,9 +47,9 @@ class Encoded(NamedTuple):
 async def load_llama(path: Path, *, model_id: str, settings: EngineSettings) -> LlamaEngine:
     """See `load_engine`."""
     loop = asyncio.get_running_loop()
-    model, runner = await loop.run_in_executor(None, _load, path, settings)
-    embedder = open_embedder(settings.embedder, model, is_offline=settings.offline)
-    engine = LlamaEngine(model, runner, model_id=model_id, settings=settings, embedder=embedder, loop=loop)
+    opened = await loop.run_in_executor(None, open_context, path, settings)
+    embedder = open_embedder(settings.embedder, opened.model, is_offline=settings.offline)
+    engine = LlamaEngine(opened, model_id=model_id, settings=settings, embedder=embedder, loop=loop)
     try:
         await _load_adapters(engine, settings)
     except BaseException:
@@ -62,39 +61,9 @@ async def load_llama(path: Path, *, model_id: str, settings: EngineSettings) -> 
 async def _load_adapters(engine: LlamaEngine, settings: EngineSettings) -> None:
     for name, adapter in settings.adapters.items():
         try:
-            await engine.load_adapter(name, _absolute(adapter.path), scale=adapter.scale)
+            await engine.load_adapter(name, absolute(adapter.path), scale=adapter.scale)
         except AtlasError as error:
             raise ModelFileError(f"engine.adapters: '{name}': {error.message}; or take it out of the settings") from None
-
-
-def _absolute(path: str) -> Path:
-    return Path(path).expanduser().absolute()
-
-
-def _load(path: Path, settings: EngineSettings) -> tuple[Model, Runner]:
-    model = Model(path, gpu_layers=settings.gpu_layers)
-    return model, Runner(
-        model,
-        context_tokens=settings.context_tokens or context_cells(model, max_sequences=settings.max_sequences),
-        num_sequences=settings.max_sequences + settings.cached_sequences,
-        batch_tokens=max(BATCH_TOKENS, settings.max_sequences + settings.prefill_chunk_tokens),
-        threads=settings.threads or physical_cores(),
-        flash_attention=_flash_attention(settings),
-    )
-
-
-def _flash_attention(settings: EngineSettings) -> str:
-    """On a CPU it adds f16 in an order that depends on what else runs (docs/log.md): llama.cpp chooses only with GPU layers."""
-    return "off" if settings.flash_attention == "auto" and not _has_gpu_layers(settings) else settings.flash_attention
-
-
-def _host_tokens(model: Model, runner: Runner, settings: EngineSettings) -> int:
-    wanted = settings.host_cache_tokens
-    return saved_cells(model, context_tokens=runner.context_tokens) if wanted < 0 else wanted
-
-
-def _has_gpu_layers(settings: EngineSettings) -> bool:
-    return supports_gpu() and settings.gpu_layers != 0
 
 
 class LlamaEngine:
@@ -102,14 +71,14 @@ class LlamaEngine:
 
     def __init__(
         self,
-        model: Model,
-        runner: Runner,
+        opened: Opened,
         *,
         model_id: str,
         settings: EngineSettings,
         embedder: Embedder | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        model, runner, costs, self._speculator = opened
         self._model, self._runner, self._settings, self._embedder = model, runner, settings, embedder
         self._vocab = model.vocab
         self._format = ChatFormat(
@@ -133,8 +102,10 @@ class LlamaEngine:
             max_running=settings.max_sequences,
             max_cached=settings.cached_sequences,
             chunk_tokens=settings.prefill_chunk_tokens,
-            splits_steps=not _has_gpu_layers(settings),
-            host_tokens=_host_tokens(model, runner, settings),
+            splits_steps=not has_gpu_layers(settings),
+            costs=costs,
+            speculator=self._speculator,
+            host_tokens=host_tokens(model, runner, settings),
             loop=loop,
         )
         self._adapters = Adapters(model, model_id, self._core)
@@ -199,6 +170,8 @@ class LlamaEngine:
         if "_built_grammars" in vars(self):
             self._built_grammars.close()
         await asyncio.sleep(0)  # lets the thread's last hand-over run
+        if self._speculator is not None:
+            self._speculator.close()
         self._runner.close()
         self._model.close()
 

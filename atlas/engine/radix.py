@@ -61,7 +61,7 @@ class PrefixTree:
         """Longest prefix of `prompt` that some sequence of this adapter holds. Changes nothing."""
         node, depth, holder = self._roots.get(key), 0, None
         while node is not None and depth < len(prompt) and (child := node.children.get(int(prompt[depth]))) is not None:
-            common = _common(child.tokens[: child.length], prompt[depth:])
+            common = common_length(child.tokens[: child.length], prompt[depth:])
             depth += common
             holder = next(iter(child.holders))
             if common < child.length:
@@ -144,8 +144,8 @@ class PrefixTree:
             del siblings[int(node.tokens[0])]
 
 
-def _common(held: Tokens, wanted: Tokens) -> int:
-    """Length of the common prefix."""
+def common_length(held: Tokens, wanted: Tokens) -> int:
+    """Of the common prefix of two runs of tokens."""
     size = min(len(held), len(wanted))
     differs = held[:size] != wanted[:size]
     return int(differs.argmax()) if differs.any() else size

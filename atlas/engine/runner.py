@@ -209,6 +209,7 @@ class Runner:
         context_tokens: KV cells, shared by all sequences.
         num_sequences: sequence ids 0..n-1 (at most 256).
         batch_tokens: rows one decode may take.
+        num_outputs: rows of one decode whose logits are wanted, at most; `num_sequences` in any case.
         threads: CPU threads.
         flash_attention: auto, on or off.
     """
@@ -221,12 +222,14 @@ class Runner:
         num_sequences: int,
         batch_tokens: int,
         threads: int,
+        num_outputs: int = 0,
         flash_attention: str = "auto",
     ) -> None:
         params = c.llama_context_default_params()
         params.n_ctx = context_tokens
         params.n_batch = params.n_ubatch = batch_tokens
-        params.n_seq_max = params.n_outputs_max = num_sequences  # n_outputs_max >= n_seq_max, else GGML_ASSERT
+        params.n_seq_max = num_sequences
+        params.n_outputs_max = max(num_outputs, num_sequences)  # not less than n_seq_max, else GGML_ASSERT
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
         params.no_perf = True
@@ -245,7 +248,7 @@ class Runner:
         c.llama_set_abort_callback(self._handle, strlen, ctypes.addressof(self._abort_flag))
         self._features_on = False
         self._num_outputs = 0
-        self._logits, self._states = _Output(num_sequences, model.vocab.size), _Output(num_sequences, model.width)
+        self._logits, self._states = (_Output(params.n_outputs_max, width) for width in (model.vocab.size, model.width))
         self.model = model
         self.vocab_size = model.vocab.size
         self.width = model.width

@@ -20,7 +20,7 @@ from itertools import count
 from typing import NamedTuple
 
 from atlas.engine.host_cache import HostCache
-from atlas.engine.radix import Match, PrefixTree
+from atlas.engine.radix import Match, PrefixTree, common_length
 from atlas.engine.runner import Runner, Tokens
 from atlas.engine.sequence import Sequence
 from atlas.engine.turns import Turns
@@ -34,13 +34,20 @@ WORTH_WAITING_TOKENS = 32  # a prompt lets one with a longer common prefix go fi
 WORTH_LOADING_TOKENS = 32  # more than what is in the context anyway; chosen, unmeasured
 
 
+Draft = tuple[int, ...]
+
+
 class Part(NamedTuple):
-    """Some rows of a step: the next tokens of one sequence; `is_last` when its logits are wanted."""
+    """Some rows of a step: the next tokens of one sequence; `is_last` when its logits are wanted.
+
+    Behind the one token of a decode part there may be guesses at those that follow, a row each: its draft.
+    """
 
     sequence: Sequence
     start: int
     tokens: Tokens
     is_last: bool
+    draft: Draft = ()
 
 
 class Plan(NamedTuple):
@@ -187,6 +194,21 @@ class Scheduler:
         self._tree.extend(part.sequence.seq_id, part.tokens)
         part.sequence.num_held += len(part.tokens)
 
+    def room_for_drafts(self, plan: Plan) -> int:
+        """Rows that may be added in cells that are free: nobody gives way to them, and no prompt is beside them."""
+        free = min(self._runner.batch.capacity, self._runner.context_tokens - self._tree.cells)
+        return 0 if plan.prefill else free - len(plan.decode)
+
+    def with_drafts(self, plan: Plan, drafts: list[Draft]) -> Plan:
+        self._num_rows += sum(map(len, drafts))
+        return Plan([part._replace(draft=draft) for part, draft in zip(plan.decode, drafts, strict=True)], [])
+
+    def accepted(self, sequence: Sequence) -> None:
+        """The token it has drawn is the one its draft had computed: it has a cell."""
+        assert sequence.seq_id is not None
+        self._tree.extend(sequence.seq_id, sequence.to_feed)
+        sequence.num_held += 1
+
     def retire(self, sequence: Sequence, *, keep: bool) -> None:
         """A running sequence has ended; with `keep` its cells stay as a prefix for others."""
         self.running.remove(sequence)
@@ -259,7 +281,7 @@ class Scheduler:
         saved = self._host.match(sequence.ids[:-1], key=sequence.key)
         longest = max(match.length, saved.length)
         for part in parts:
-            if _common(part.sequence.ids, sequence.ids) > longest + WORTH_WAITING_TOKENS:
+            if common_length(part.sequence.ids, sequence.ids) > longest + WORTH_WAITING_TOKENS:
                 return False
         is_worth_it = saved.holder is not None and saved.length > match.length + WORTH_LOADING_TOKENS
         if not (is_worth_it and self._load(sequence, saved, reserved=reserved)):
@@ -370,9 +392,3 @@ class Scheduler:
 
 def _turn(sequence: Sequence) -> tuple[tuple[int, int], int]:
     return sequence.job.order, sequence.index
-
-
-def _common(first: Tokens, second: Tokens) -> int:
-    size = min(len(first), len(second))
-    differs = first[:size] != second[:size]
-    return int(differs.argmax()) if differs.any() else size

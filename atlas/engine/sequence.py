@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from atlas.engine.runner import Rows, Tokens, Vocab
 from atlas.engine.sampler import Choice, ExactLogprobs, Recommended, Sampler, Want
 from atlas.engine.text import TextStream
 from atlas.types import Delta, Features, FinishReason, Generation, Prompt, Sampling, Timings, TokenLogprob, candidate_seed
+
+ANSWERS_KEPT = 8  # of a prompt's ended candidates, to guess from; chosen
 
 
 @dataclass(eq=False, kw_only=True)
@@ -33,6 +36,8 @@ class Job:
         may_reason: the answer may begin with a think block, grammar or not.
         close_thinking: tokens that end a think block when the budget is spent.
         adapter: what the cells are computed with; None is the model as it is.
+        answers: of candidates that have ended, the last ones; the others may say the same.
+        later: candidates of a race that have not been queued yet.
     """
 
     prompt: Prompt
@@ -51,6 +56,8 @@ class Job:
     arrival: int = 0
     allowance_tokens: int | None = None
     is_started: bool = False
+    answers: deque[Tokens] = field(default_factory=lambda: deque(maxlen=ANSWERS_KEPT))
+    later: deque[Sequence] = field(default_factory=deque)
     is_kept: bool = False  # one finished candidate already keeps the prompt as a prefix for others
 
     @property
@@ -126,6 +133,22 @@ class Sequence:
     @property
     def ids(self) -> Tokens:
         return self._ids[: self.length]
+
+    @property
+    def answer(self) -> Tokens:
+        """What it has generated, behind the prompt's last few tokens."""
+        return self._ids[max(0, self.prompt_length - 3) : self.length]
+
+    @property
+    def last_token(self) -> int:
+        return int(self._ids[self.length - 1])
+
+    @property
+    def num_left(self) -> int:
+        """How many tokens it may generate from here."""
+        allowance = self.job.allowance_tokens
+        most = self.job.max_tokens if allowance is None else min(self.job.max_tokens, allowance)
+        return most - self.num_generated
 
     @property
     def num_generated(self) -> int:

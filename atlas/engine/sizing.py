@@ -28,12 +28,16 @@ def kv_bytes_per_cell(model: Model) -> int:
     return number("block_count", 1) * kv_heads * (key_size + value_size) * 2
 
 
-def context_cells(model: Model, *, max_sequences: int) -> int:
-    """Cells that fit the free memory, at most what all sequences could fill, at least one short context."""
+def context_cells(model: Model, *, max_sequences: int, draft: Model | None = None) -> int:
+    """Cells that fit the free memory, at most what all sequences could fill, at least one short context.
+
+    `draft`: a model that gets as many beside.
+    """
     gpu = find_gpu() if supports_gpu() else None
     budget = gpu.free_bytes - RESERVE_BYTES if gpu else free_host_bytes() // HOST_SHARE
     wanted = max_sequences * model.train_context_tokens
-    most = min(wanted, budget // kv_bytes_per_cell(model), wanted if gpu else CELLS_MAX)
+    cell_bytes = kv_bytes_per_cell(model) + (kv_bytes_per_cell(draft) if draft else 0)
+    most = min(wanted, budget // cell_bytes, wanted if gpu else CELLS_MAX)
     return max(most, min(CELLS_MIN, model.train_context_tokens)) // 256 * 256 or 256
 
 

@@ -140,7 +140,12 @@ class Round:
             max_tokens=min(bounds, default=None),
             thinking=route.thinking,
             deadline_s=self._desk.left_s,
+            is_race=self._is_race(self._desk.suite),
         )
+
+    def _is_race(self, suite: Suite | None) -> bool:
+        """Whether the first candidate that passes ends the others."""
+        return self._desk.request.until == "first_pass" and suite is not None and suite.source != "generated"
 
     def _sampling(self, index: int) -> Sampling:
         is_greedy = self._desk.route.is_first_greedy and self._number == 1 and index == 0
@@ -223,7 +228,7 @@ class Round:
     async def _test(self, candidate: Candidate, suite: Suite) -> None:
         tested = await run_suite(self._desk, suite, candidate.code)
         state: CandidateState = "passed" if tested.is_right else "failed"
-        ends_others = tested.is_right and suite.source != "generated" and self._desk.request.until == "first_pass"
+        ends_others = tested.is_right and self._is_race(suite)
         if ends_others and suite.source == "given":
             again = await run_suite(self._desk, suite, candidate.code, fresh=True)
             if not again.is_right:
