@@ -46,7 +46,7 @@ class Record:
     """How one source's guesses for a sequence turn out; its last one was made when the sequence had `length` tokens.
 
     Attributes:
-        num_missed: how often in a row there was none, or it was wrong from the start.
+        num_missed: for how many steps nothing has been worth computing.
         pause: steps until it is worth looking again.
     """
 

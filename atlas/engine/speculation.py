@@ -23,7 +23,7 @@ FIRST_CHANCE = 0.6  # that a guess of a kind is right, until it is known; chosen
 KIND_MEMORY, SEQUENCE_MEMORY = 500.0, 12.0  # tokens; chosen
 KIND_WEIGHT, SEQUENCE_WEIGHT = 4.0, 3.0  # tokens; chosen
 PROBE_STEPS = 128  # so long nothing was computed that could have been: try, for what is known of costs and chances gets old
-MISSES, PAUSE_STEPS = 8, 3  # so often in a row nothing good was found: then look at every fourth step only; chosen
+LONGEST_PAUSE = 7  # steps without a look for what may be copied; chosen
 HIGHEST_CHANCE = 0.98  # no guess is surer
 NOTHING = Guess((), "")
 
@@ -50,7 +50,6 @@ class Source:
         self._kinds[record.kind].note(hits, tries, memory=KIND_MEMORY)
         record.share.note(hits, tries, memory=SEQUENCE_MEMORY)
         record.tokens = ()
-        record.num_missed = 0 if hits else record.num_missed + 1
 
     def chance(self, record: Record, kind: str) -> float:
         prior = self._kinds[kind].given(FIRST_CHANCE, weight=KIND_WEIGHT)
@@ -82,6 +81,8 @@ class Speculator:
         offers = [self._offer(each, guess) for each, guess in zip(wanted, guesses, strict=True)]
         lengths = self._lengths(offers, rows=len(decode), room=room)
         self._ask_model(wanted, offers, lengths, guesses)
+        for each, length in zip(wanted, lengths, strict=True):
+            self._pause(each.sequence, was_worth_it=length > 0)
         return [guess.tokens[:length] for guess, length in zip(guesses, lengths, strict=True)]
 
     def took(self, plan: Plan, seconds: float) -> None:
@@ -137,6 +138,13 @@ class Speculator:
             guesses[at] = self._cut(guess)
             _remember(self._model.record(wanted[at].sequence), guesses[at], wanted[at].sequence)
 
+    def _pause(self, sequence: Sequence, *, was_worth_it: bool) -> None:
+        """The longer nothing was worth computing, the rarer is a look: what is copied is longer than what is missed of it."""
+        record = sequence.records[self._lookup.drafter.kind]
+        record.num_missed = 0 if was_worth_it else record.num_missed + 1
+        if record.pause < 0:
+            record.pause = min(LONGEST_PAUSE, record.num_missed // 4)
+
     def _cut(self, guess: Guess) -> Guess:
         """An end needs no cell, and nothing follows it."""
         ends = [at for at, token in enumerate(guess.tokens) if token in self._eog]
@@ -151,8 +159,6 @@ def _is_due(record: Record) -> bool:
 
 def _remember(record: Record, guess: Guess, sequence: Sequence) -> None:
     record.tokens, record.kind, record.length = guess.tokens, guess.kind, sequence.length
-    record.num_missed += not guess.tokens
-    record.pause = PAUSE_STEPS if record.num_missed > MISSES else 0
 
 
 def _num_alike(guess: Draft, said: list[int]) -> int:

@@ -69,7 +69,7 @@ def test_costs_are_learnt_through_noise_and_stay_apart_from_the_machines_load() 
         load = 1.0 if step < 1000 else 3.0
         rows = rng.choice((1, 2, 5)) if step < 1000 else 5
         costs.note(rows, 0.01 * load * cpu(rows) * rng.uniform(0.9, 1.3) * (20 if rng.random() < 0.01 else 1))
-    for rows in (1, 2, 3, 5, 9):
+    for rows in (1, 2, 3, 5):
         assert costs.seconds(rows) / costs.seconds(1) == pytest.approx(cpu(rows), rel=0.25), rows
     assert costs.seconds(5) == pytest.approx(0.03 * cpu(5) * 1.1, rel=0.25), "thrice as long since the load came"
 
