@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.ggufs import Shape, Vocabulary, add_layers, begin, end, random_gguf
+from tests.ggufs import Shape, Vocabulary, add_layers, begin, end, random_gguf, scripted_gguf
 
 FULL_VOCABULARY = 151_936  # Qwen3's
 
@@ -39,6 +39,26 @@ def qwen3_600m(folder: Path) -> Path:
         raise SystemExit(f"llama.cpp could not quantise {whole}: {code}")
     whole.unlink()
     return small
+
+
+EDITED = tuple(f" word{number}" for number in range(300))
+
+
+class Copyist(NamedTuple):
+    """A model that rewrites a text which its prompt holds, one that guesses four of five of its tokens, and the text's ids."""
+
+    model: Path
+    draft: Path
+    text: tuple[int, ...]
+
+
+def copyist(folder: Path) -> Copyist:
+    """12 layers as wide as those of `compute` that add nothing: what it says after "?" is EDITED, whatever its prompt held."""
+    script = {"?": EDITED}
+    model = scripted_gguf(folder / "copyist.gguf", script, layers=12, least_width=768)
+    draft = scripted_gguf(folder / "copyist-draft.gguf", script, wrong_every=5)
+    vocabulary = Vocabulary()
+    return Copyist(model, draft, tuple(vocabulary.add(piece) for piece in EDITED))
 
 
 QWEN3_14B = Shape(layers=40, embd=5120, heads=40, kv_heads=8, head_dim=128, ffn=17_408, context_tokens=32_768)

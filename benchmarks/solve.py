@@ -159,7 +159,7 @@ async def new_sandbox() -> AsyncIterator[Sandbox]:
         await sandbox.close()
 
 
-def preload() -> None:
+def preload(module: str = "benchmarks.solve") -> None:
     """Start this process again with slow_step.c in it, and so in all that it starts."""
     if PRELOADED in os.environ:
         return
@@ -167,7 +167,7 @@ def preload() -> None:
     CACHE.mkdir(exist_ok=True)
     subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
     environ = {**os.environ, PRELOADED: "1", "LD_PRELOAD": str(library)}
-    os.execve(sys.executable, [sys.executable, "-m", "benchmarks.solve", *sys.argv[1:]], environ)
+    os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environ)
 
 
 async def part_a(arguments: argparse.Namespace, folder: Path, *, name: str, step_ms: float | None = None) -> dict[str, Any]:

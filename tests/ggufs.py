@@ -63,26 +63,39 @@ TOOL_LOOP: Mapping[str, Script] = {
 }
 
 
-def scripted_gguf(path: Path, scripts: Mapping[str, Script], *, context_tokens: int = 4096, template: str = TEMPLATE) -> Path:
+def scripted_gguf(
+    path: Path,
+    scripts: Mapping[str, Script],
+    *,
+    context_tokens: int = 4096,
+    template: str = TEMPLATE,
+    layers: int = 2,
+    least_width: int = 0,
+    wrong_every: int = 0,
+) -> Path:
     """A model that answers by script.
 
     Args:
         scripts: what to say, by the last token of the prompt: a byte or a control token, such as "<|fim_middle|>". A text is cut
             into pieces of its own; a list gives the pieces, each of which may occur only once in the whole model. Elsewhere byte
             b is followed by byte b + 1, for ever, and anything else by the end.
+        layers: which add nothing, but take their time; the more the wider they are.
+        wrong_every: after every so many steps the model says "!" instead: a draft that is often right.
     """
     vocabulary = Vocabulary()
     chain = _Chain(vocabulary)
     for last, script in scripts.items():
         chain.add(last, vocabulary.cut(script) if isinstance(script, str) else script)
     size = len(vocabulary.tokens)
-    width = math.ceil(size / 32) * 32  # one-hot embeddings
-    shape = Shape(2, width, 4, 2, 16, 64, context_tokens)
+    width = math.ceil(max(size, least_width) / 32) * 32  # one-hot embeddings
+    heads, kv_heads, head_dim, ffn = (4, 2, 16, 64) if layers == 2 else (12, 4, 64, 2 * width)
+    shape = Shape(layers, width, heads, kv_heads, head_dim, ffn, context_tokens)
     writer = begin(path, vocabulary, shape, template)
     writer.add_tensor("token_embd.weight", np.eye(size, width, dtype=np.float32))
     # RMSNorm of a one-hot vector is sqrt(width) times it
+    chain.spoil(wrong_every)
     writer.add_tensor("output.weight", (chain.logits(width) / math.sqrt(width)).astype(np.float32))
-    add_layers(writer, shape, _drawn(writer, np.random.default_rng(0), np.float32), gain=0.0)
+    add_layers(writer, shape, _drawn(writer, np.random.default_rng(0), np.float32 if layers == 2 else np.float16), gain=0.0)
     return end(writer, path)
 
 
@@ -269,6 +282,11 @@ class _Chain:
                     raise ValueError(f"two steps follow {self._vocabulary.tokens[token]!r}")
                 self._next[token] = ids
             before = [token for token in ids if token != self._vocabulary.id(END)]
+
+    def spoil(self, every: int) -> None:
+        if every:
+            wrong = self._vocabulary.id("!")
+            self._next.update({token: {wrong: 1.0} for token in list(self._next)[every - 1 :: every]})
 
     def logits(self, width: int) -> Array:
         """(vocabulary, width): column = the token before, row = the token after."""

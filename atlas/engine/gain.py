@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +17,10 @@ import numpy as np
 ROWS_MAX = 40  # of a step with drafts
 LEAST_GAIN = 1.05  # below it the estimates' errors are larger than what is to be had; chosen
 LEAST_MARGINAL = 0.02  # tokens that a row may bring; chosen
+LEAST_RISE = 0.01  # of a step, per row further than any seen; chosen
 CLIP = 0.5  # a step's time counts as at most this far from what was expected, in nats: the machine may have been busy
-SCALE_RATE, SHAPE_RATE = 0.1, 0.05
+FRESH_STEPS = 16  # so many steps change little in what is known; chosen
+SCALE_RATE, SHAPE_RATE = 0.1, 0.02  # a change of load goes to the scale, nearly all of it; chosen
 
 
 @dataclass(slots=True)
@@ -39,6 +41,23 @@ class Share:
         return (self.hits + weight * prior) / (self.tries + weight)
 
 
+@dataclass(slots=True)
+class Record:
+    """How one source's guesses for a sequence turn out; its last one was made when the sequence had `length` tokens.
+
+    Attributes:
+        num_missed: for how many steps nothing has been worth computing.
+        pause: steps until it is worth looking again.
+    """
+
+    share: Share = field(default_factory=Share)
+    tokens: tuple[int, ...] = ()
+    kind: str = ""
+    length: int = 0
+    num_missed: int = 0
+    pause: int = 0
+
+
 class RowCosts:
     """How long a step of so many rows takes, learnt from those there were.
 
@@ -51,13 +70,20 @@ class RowCosts:
     def __init__(self, share: float) -> None:
         self._share = share
         self._scale: float | None = None
-        self._shape = np.log1p(share * np.arange(ROWS_MAX))
-        self._seen = np.zeros(ROWS_MAX, np.int64)
-        self._seconds: list[float] = []
+        self._shape = [math.log1p(share * more) for more in range(ROWS_MAX)]
+        self._seen = [0] * ROWS_MAX
+        self._most = 0
+        self._relative: list[float] = []
+        self._num_fresh = 0  # steps since `_relative` was made
 
     @property
     def is_known(self) -> bool:
         return self._scale is not None
+
+    @property
+    def within_reach(self) -> int:
+        """Most rows that a step should have: not many more than any had whose time is known."""
+        return 2 * self._most + 2
 
     def note(self, rows: int, seconds: float) -> None:
         """A step of that many rows took that long; nothing is learnt of more than ROWS_MAX."""
@@ -65,37 +91,41 @@ class RowCosts:
             return
         at, log_s = rows - 1, math.log(max(seconds, 1e-6))
         if self._scale is None:
-            self._scale = log_s - float(self._shape[at])
-        error = max(-CLIP, min(CLIP, log_s - self._scale - float(self._shape[at])))
-        seen = int(self._seen[at])
+            self._scale = log_s - self._shape[at]
+        error = max(-CLIP, min(CLIP, log_s - self._scale - self._shape[at]))
+        seen = self._seen[at]
         self._scale += SCALE_RATE * error * seen / (seen + 8)
         self._shape[at] += error * max(SHAPE_RATE, 1 / (seen + 2))
         self._seen[at] = seen + 1
-        self._seconds = []
+        self._most = max(self._most, rows)
+        self._num_fresh += 1
+        if seen < FRESH_STEPS or self._num_fresh > FRESH_STEPS:
+            self._relative = []
 
     def seconds(self, rows: int) -> float:
-        if not self._seconds:
-            self._seconds = self._interpolated()
-        return self._seconds[min(rows, ROWS_MAX) - 1]
+        if not self._relative:
+            self._relative, self._num_fresh = self._interpolated(), 0
+        return math.exp(self._scale or 0.0) * self._relative[min(rows, ROWS_MAX) - 1]
 
     def _interpolated(self) -> list[float]:
-        """Between what has been seen, and from the last seen on as steeply as up to there, or by the share."""
-        seen = np.flatnonzero(self._seen)
-        costs = np.exp(self._shape)
-        all_rows = np.arange(ROWS_MAX)
-        if len(seen):
-            first, last = seen[0], seen[-1]
-            rise = max(0.0, costs[last] - costs[first]) / (last - first) if last > first else self._share * costs[first]
-            costs = np.interp(all_rows, seen, costs[seen]) + rise * np.maximum(0, all_rows - last)
-        return list((np.exp(self._scale or 0.0) * costs).tolist())
+        """Between what has been seen, and on by the slope from the first to the last."""
+        costs = [math.exp(shape) for shape in self._shape]
+        seen = [at for at in range(ROWS_MAX) if self._seen[at]]
+        if not seen:
+            return costs
+        first, last = seen[0], seen[-1]
+        rise = (costs[last] - costs[first]) / (last - first) if last > first else self._share * costs[first]
+        rise = max(rise, LEAST_RISE * costs[first])
+        within = np.interp(range(last + 1), seen, [costs[at] for at in seen]).tolist()
+        return within + [costs[last] + rise * more for more in range(1, ROWS_MAX - last)]
 
 
 class Offer(NamedTuple):
-    """Guesses that could be computed: how many, how likely each is right, and what making `n` of them takes."""
+    """Guesses that could be computed: how many, how likely each is right (below 1), what making n takes (None: nothing)."""
 
     most: int
     chance: float
-    cost_s: Callable[[int], float]
+    cost_s: Callable[[int], float] | None
 
 
 def best_lengths(
@@ -108,6 +138,8 @@ def best_lengths(
     lengths, best = [0] * len(offers), [0] * len(offers)
     marginals = [offer.chance if offer.most > 0 else 0.0 for offer in offers]
     tokens, best_rate = float(rows), least_gain * rows / seconds(rows)
+    if tokens + sum(chance / (1.0 - chance) for chance in marginals) <= best_rate * seconds(rows + 1):
+        return best  # not even if they went on for ever
     for added in range(1, min(room, ROWS_MAX - rows) + 1):
         index = max(range(len(offers)), key=marginals.__getitem__)
         if marginals[index] < LEAST_MARGINAL:
@@ -116,8 +148,12 @@ def best_lengths(
         lengths[index] += 1
         offer = offers[index]
         marginals[index] = marginals[index] * offer.chance if lengths[index] < offer.most else 0.0
-        guessing_s = max(offer.cost_s(length) for offer, length in zip(offers, lengths, strict=True))
-        rate = tokens / (seconds(rows + added) + guessing_s)
+        rate = tokens / (seconds(rows + added) + _guessing_s(offers, lengths))
         if rate > best_rate:
             best, best_rate = lengths.copy(), rate
     return best
+
+
+def _guessing_s(offers: list[Offer], lengths: list[int]) -> float:
+    """Guesses of several sequences are made together."""
+    return max((offer.cost_s(length) for offer, length in zip(offers, lengths, strict=True) if offer.cost_s), default=0.0)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from atlas.engine.adapters import Adapter
+from atlas.engine.gain import Record
 from atlas.engine.grammar import Matcher
 from atlas.engine.group import Group
 from atlas.engine.parse import OutputParser, Parsed
@@ -97,6 +98,7 @@ class Sequence:
         num_held: how many of its tokens have cells; the rest is still to be fed.
         is_placed: whether the prefix tree has been asked; done as late as the first prefill chunk.
         key: of its adapter; 0 is the base.
+        records: how guesses at what it says turn out, by their source.
     """
 
     def __init__(self, job: Job, index: int, vocab: Vocab, model_id: str) -> None:
@@ -104,6 +106,7 @@ class Sequence:
         self.key = job.adapter.key if job.adapter else 0
         self.seq_id: int | None = None
         self.num_held = 0
+        self.records: dict[str, Record] = {}
         self.is_placed = False
         self.is_cancelled = False
         self.prompt_length = len(job.tokens)

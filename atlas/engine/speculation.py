@@ -8,11 +8,9 @@ what is said even if they are not computed, so it is known when to begin.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
 
 from atlas.engine.drafts import Drafter, Guess, Wanted
-from atlas.engine.gain import Offer, RowCosts, Share, best_lengths
+from atlas.engine.gain import Offer, Record, RowCosts, Share, best_lengths
 from atlas.engine.runner import Vocab
 from atlas.engine.scheduler import Draft, Part
 from atlas.engine.sequence import Sequence
@@ -25,56 +23,37 @@ FIRST_CHANCE = 0.6  # that a guess of a kind is right, until it is known; chosen
 KIND_MEMORY, SEQUENCE_MEMORY = 500.0, 12.0  # tokens; chosen
 KIND_WEIGHT, SEQUENCE_WEIGHT = 4.0, 3.0  # tokens; chosen
 PROBE_STEPS = 128  # so long nothing was computed that could have been: try, for what is known of costs and chances gets old
+LONGEST_PAUSE = 7  # steps without a look for what may be copied; chosen
+HIGHEST_CHANCE = 0.98  # no guess is surer
 NOTHING = Guess((), "")
 
 
-@dataclass(slots=True)
-class Record:
-    """How one drafter's guesses for one sequence turn out, and its last one, made when the sequence had `length` tokens."""
-
-    share: Share = field(default_factory=Share)
-    guess: Guess = NOTHING
-    length: int = 0
-
-
-class Chances:
-    """How likely guesses of one drafter are right: by their kind, and by sequence."""
-
-    def __init__(self) -> None:
-        self._kinds: defaultdict[str, Share] = defaultdict(Share)
-        self._records: WeakKeyDictionary[Sequence, Record] = WeakKeyDictionary()
-
-    def settle(self, sequence: Sequence) -> None:
-        """Compare the last guess with what has been said since, whether or not it was computed."""
-        record = self._records.get(sequence)
-        if record is None or not record.guess.tokens:
-            return
-        said = sequence.ids[record.length : record.length + len(record.guess.tokens)]
-        hits = _num_alike(record.guess.tokens, said.tolist())
-        tries = hits + (hits < len(said))
-        self._kinds[record.guess.kind].note(hits, tries, memory=KIND_MEMORY)
-        record.share.note(hits, tries, memory=SEQUENCE_MEMORY)
-        record.guess = NOTHING
-
-    def remember(self, sequence: Sequence, guess: Guess) -> None:
-        record = self._records.setdefault(sequence, Record())
-        record.guess, record.length = guess, sequence.length
-
-    def of(self, sequence: Sequence, kind: str) -> float:
-        prior = self._kinds[kind].given(FIRST_CHANCE, weight=KIND_WEIGHT)
-        record = self._records.get(sequence)
-        return prior if record is None else record.share.given(prior, weight=SEQUENCE_WEIGHT)
-
-
 class Source:
-    """A drafter, and what is known of it."""
+    """A drafter, and how likely its guesses are right: by their kind, and by sequence."""
 
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
-        self.chances = Chances()
+        self._kinds: defaultdict[str, Share] = defaultdict(Share)
 
-    def offer(self, sequence: Sequence, most: int, kind: str) -> Offer:
-        return Offer(most, self.chances.of(sequence, kind) if most > 0 else 0.0, self.drafter.cost_s)
+    def record(self, sequence: Sequence) -> Record:
+        """What is known of guesses for this sequence, its last one compared with what has been said since, computed or not."""
+        record = sequence.records.get(self.drafter.kind)
+        if record is None:
+            record = sequence.records[self.drafter.kind] = Record()
+        if record.tokens:
+            self._settle(record, sequence.ids[record.length : record.length + len(record.tokens)].tolist())
+        return record
+
+    def _settle(self, record: Record, said: list[int]) -> None:
+        hits = _num_alike(record.tokens, said)
+        tries = hits + (hits < len(said))
+        self._kinds[record.kind].note(hits, tries, memory=KIND_MEMORY)
+        record.share.note(hits, tries, memory=SEQUENCE_MEMORY)
+        record.tokens = ()
+
+    def chance(self, record: Record, kind: str) -> float:
+        prior = self._kinds[kind].given(FIRST_CHANCE, weight=KIND_WEIGHT)
+        return min(HIGHEST_CHANCE, record.share.given(prior, weight=SEQUENCE_WEIGHT))
 
 
 class Speculator:
@@ -102,6 +81,8 @@ class Speculator:
         offers = [self._offer(each, guess) for each, guess in zip(wanted, guesses, strict=True)]
         lengths = self._lengths(offers, rows=len(decode), room=room)
         self._ask_model(wanted, offers, lengths, guesses)
+        for each, length in zip(wanted, lengths, strict=True):
+            self._pause(each.sequence, was_worth_it=length > 0)
         return [guess.tokens[:length] for guess, length in zip(guesses, lengths, strict=True)]
 
     def close(self) -> None:
@@ -109,25 +90,31 @@ class Speculator:
             self._model.drafter.close()
 
     def _looked_up(self, wanted: list[Wanted]) -> list[Guess]:
-        for each in wanted:
-            self._lookup.chances.settle(each.sequence)
-        guesses = [self._cut(guess) for guess in self._lookup.drafter.propose(wanted)]
-        for each, guess in zip(wanted, guesses, strict=True):
-            self._lookup.chances.remember(each.sequence, guess)
+        """Guesses that are free; not at every step for whom there is nothing to be found."""
+        records = [self._lookup.record(each.sequence) for each in wanted]
+        looking = [at for at, record in enumerate(records) if _is_due(record)]
+        guesses = [NOTHING] * len(wanted)
+        if not looking:
+            return guesses
+        found = self._lookup.drafter.propose([wanted[at] for at in looking])
+        for at, guess in zip(looking, found, strict=True):
+            guesses[at] = guess = self._cut(guess) if guess.tokens else guess
+            _remember(records[at], guess, wanted[at].sequence)
         return guesses
 
     def _offer(self, wanted: Wanted, guess: Guess) -> Offer:
         """The free guess, or the model's if that is likelier to be right."""
-        found = self._lookup.offer(wanted.sequence, len(guess.tokens), guess.kind)
-        if self._model is None:
+        chance = self._lookup.chance(wanted.sequence.records[self._lookup.drafter.kind], guess.kind) if guess.tokens else 0.0
+        found = Offer(len(guess.tokens), chance, None)
+        if self._model is None or wanted.most <= 0:
             return found
-        self._model.chances.settle(wanted.sequence)
-        asked = self._model.offer(wanted.sequence, wanted.most, self._model.drafter.kind)
-        return max(found, asked, key=lambda offer: offer.chance)
+        asked = self._model.chance(self._model.record(wanted.sequence), self._model.drafter.kind)
+        return found if chance > asked else Offer(wanted.most, asked, self._model.drafter.cost_s)
 
     def _lengths(self, offers: list[Offer], *, rows: int, room: int) -> list[int]:
         if not self._costs.is_known or not any(offer.most for offer in offers):
             return [0] * len(offers)
+        room = min(room, self._costs.within_reach - rows)
         lengths = best_lengths(offers, rows=rows, room=room, seconds=self._costs.seconds)
         self._num_idle = 0 if any(lengths) else self._num_idle + 1
         if self._num_idle >= PROBE_STEPS:
@@ -139,16 +126,33 @@ class Speculator:
         """Put the model's guesses where they were chosen."""
         if self._model is None:
             return
-        chosen = [at for at, offer in enumerate(offers) if lengths[at] and offer.cost_s == self._model.drafter.cost_s]
+        chosen = [at for at, offer in enumerate(offers) if lengths[at] and offer.cost_s is not None]
         asked = [Wanted(wanted[at].sequence, lengths[at]) for at in chosen]
         for at, guess in zip(chosen, self._model.drafter.propose(asked) if asked else [], strict=True):
             guesses[at] = self._cut(guess)
-            self._model.chances.remember(wanted[at].sequence, guesses[at])
+            _remember(self._model.record(wanted[at].sequence), guesses[at], wanted[at].sequence)
+
+    def _pause(self, sequence: Sequence, *, was_worth_it: bool) -> None:
+        """The longer nothing was worth computing, the rarer is a look: what is copied is longer than what is missed of it."""
+        record = sequence.records[self._lookup.drafter.kind]
+        record.num_missed = 0 if was_worth_it else record.num_missed + 1
+        if record.pause < 0:
+            record.pause = min(LONGEST_PAUSE, record.num_missed // 4)
 
     def _cut(self, guess: Guess) -> Guess:
         """An end needs no cell, and nothing follows it."""
         ends = [at for at, token in enumerate(guess.tokens) if token in self._eog]
         return Guess(guess.tokens[: ends[0]], guess.kind) if ends else guess
+
+
+def _is_due(record: Record) -> bool:
+    """Whether to look now."""
+    record.pause -= 1
+    return record.pause < 0
+
+
+def _remember(record: Record, guess: Guess, sequence: Sequence) -> None:
+    record.tokens, record.kind, record.length = guess.tokens, guess.kind, sequence.length
 
 
 def _num_alike(guess: Draft, said: list[int]) -> int:
