@@ -6,9 +6,13 @@ dominate; "600m" is shaped like Qwen3-0.6B, in Q4_K_M. In each run the servers t
   streams n     n streamed requests at once, each with a prompt of its own
   best of 20    one request with n=20
 
+llama-cpp-python's own example server, which answers one request at a time, takes its turn at the streams.
+
 A rate is generated tokens per second, prompt included. The ratio is the geometric mean of the runs' ratios; its lower bound is
 one-sided, at 95 %, by Student's t over their logarithms. Then, on "compute" (85 M parameters): the first token of a request
-whose prompt begins like one that is being answered, and the gaps between tokens of 8 streams while a long prompt arrives.
+whose prompt begins like one that is being answered, and the gaps between tokens of 8 streams while a long prompt arrives. Of
+ATLAS alone: what of a step of 20 rows is Python ("vocabulary"), and the gaps of 8 streams beside a followed dashboard and a child
+that hashes 2,000 files ("compute"); see benchmarks/steps.py.
 
 `--gpu` measures steps and servers on a GPU instead: see benchmarks/gpu.py.
 
@@ -32,14 +36,15 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from benchmarks import gpu, models
-from benchmarks.peers import Peer, atlas, llama_server
+from benchmarks import gpu, models, steps
+from benchmarks.peers import Peer, atlas, example_server, llama_server
 from benchmarks.report import write
 from benchmarks.streams import SAMPLING, streamed
 
 CELLS = 16384
 STREAMS = (1, 4, 8, 20, 32)
 BEST_OF = 20
+EXAMPLE = "example server"
 SLOTS = max(STREAMS)
 MODELS = {"vocabulary": models.vocabulary, "600m": models.qwen3_600m, "compute": models.compute}
 T95 = (math.inf, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)  # Student's t, one-sided, by degrees of freedom
@@ -86,23 +91,26 @@ async def compare(peers: Sequence[Peer], todo: Sequence[Load], *, runs: int) -> 
     for run in range(runs + 1):
         for load in todo:
             for peer in peers if run % 2 else peers[::-1]:
+                if peer.name == EXAMPLE and load.name[:7] != "streams":
+                    continue
                 rate = await load.run(peer, run)
                 rates[load.name][peer.name] += [rate] if run else []
             print(f"\rrun {run} of {runs}, {load.name}   ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return [{"load": name} | summary(found["atlas"], found["llama-server"]) for name, found in rates.items()]
+    return [{"load": name} | summary(found["atlas"], found["llama-server"], found[EXAMPLE]) for name, found in rates.items()]
 
 
-def summary(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+def summary(ours: Sequence[float], theirs: Sequence[float], example: Sequence[float]) -> dict[str, Any]:
     logs = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
     mean, num = statistics.mean(logs), len(logs)
     spread = T95[min(num, len(T95)) - 1] * statistics.stdev(logs) / math.sqrt(num) if num > 1 else math.inf
     return {
         "atlas": statistics.median(ours),
         "llama-server": statistics.median(theirs),
+        EXAMPLE: statistics.median(example) if example else None,
         "ratio": math.exp(mean),
         "lower": math.exp(mean - spread),
-        "runs": {"atlas": ours, "llama-server": theirs},
+        "runs": {"atlas": ours, "llama-server": theirs, EXAMPLE: example},
     }
 
 
@@ -154,10 +162,25 @@ async def measured(model: str, path: Path, home: Path, arguments: argparse.Names
     with ExitStack() as stack:
         ours = stack.enter_context(atlas(path, home, **start))
         theirs = stack.enter_context(llama_server(path, slots=SLOTS, **start))
-        report: dict[str, Any] = {"loads": await compare([ours, theirs], todo, runs=arguments.runs)}
+        example = stack.enter_context(example_server(path, **start))
+        report: dict[str, Any] = {"loads": await compare([ours, theirs, example], todo, runs=arguments.runs)}
         if model == "compute":
             report["latencies"] = await latencies([ours, theirs], runs=arguments.runs)
-    return report
+    return report | {"alone": await alone(model, path, home.with_name(f"{home.name}-alone"), arguments)}
+
+
+async def alone(model: str, path: Path, home: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """What concerns ATLAS only: a server of 20 sequences whose pages are open to all."""
+    more = {"ATLAS_ENGINE_MAX_SEQUENCES": str(steps.ROWS), "ATLAS_AUTH_MODE": "off"}
+    with atlas(path, home, threads=arguments.threads, cells=CELLS, **more) as peer:
+        runs = range(1, arguments.runs + 1)
+        if model == "vocabulary":
+            return {"python": steps.medians([await steps.python_per_step(peer, run, tokens=arguments.tokens) for run in runs])}
+        if model == "compute":
+            files = steps.make_files(home / "files")
+            each = [await steps.gaps_in_a_busy_house(peer, 2 * run, tokens=100, folder=files) for run in runs]
+            return {"busy house": steps.medians(each)}
+    return {}
 
 
 def show(model: str, report: dict[str, Any]) -> None:
@@ -165,10 +188,13 @@ def show(model: str, report: dict[str, Any]) -> None:
         print(
             f"{model:>10}  {row['load']:<11} atlas {row['atlas']:7.1f} tok/s   llama-server {row['llama-server']:7.1f} tok/s"
             f"   ratio {row['ratio']:.2f}, at least {row['lower']:.2f}"
+            + (f"   example server {row[EXAMPLE]:7.1f} tok/s" if row[EXAMPLE] else "")
         )
     for name, peers in report.get("latencies", {}).items():
         for peer, figures in peers.items():
             print(f"{model:>10}  {name:<16} {peer:<12} " + "   ".join(f"{key} {value:.3f}" for key, value in figures.items()))
+    for name, figures in report["alone"].items():
+        print(f"{model:>10}  {name:<16} atlas        " + "   ".join(f"{key} {value:.2f}" for key, value in figures.items()))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import httpx
+import llama_cpp
 
 from atlas.engine.hardware import has_unsafe_amx
 from benchmarks.sdists import CACHE, unpacked
@@ -83,6 +85,33 @@ def llama_server(model: Path, *, threads: int, cells: int, slots: int, **environ
             process.kill()
 
 
+# As llama-cpp-python[server] has it.
+EXAMPLE_SERVER_NEEDS = ("uvicorn", "fastapi", "pydantic-settings", "sse-starlette", "starlette-context<0.4", "PyYAML")
+
+
+@contextmanager
+def example_server(model: Path, *, threads: int, cells: int) -> Iterator[Peer]:
+    """The server that comes with llama-cpp-python: the same binding as ours, one request at a time."""
+    port, home = free_port(), CACHE / "example-server"
+    if not (home / "bin/uvicorn").exists():
+        print("installing what llama-cpp-python's server needs, once", file=sys.stderr)
+        venv.create(home, with_pip=True)
+        subprocess.run([home / "bin/pip", "install", "-q", *EXAMPLE_SERVER_NEEDS], check=True)
+    options = {
+        "model": model, "model_alias": "model", "host": "127.0.0.1", "port": port, "api_key": KEY, "n_ctx": cells,
+        "n_threads": threads, "n_threads_batch": threads, "flash_attn": "true", "interrupt_requests": "false", "verbose": "false",
+    }  # fmt: skip
+    command = [str(home / "bin/python"), "-m", "llama_cpp.server", *(f"--{name}={value}" for name, value in options.items())]
+    environ = {**os.environ, "PYTHONPATH": str(Path(llama_cpp.__file__).parents[1])}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(lambda: httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {KEY}"}).status_code == 200, process)
+            yield Peer("example server", url, process.pid)
+        finally:
+            process.kill()
+
+
 @contextmanager
 def atlas(model: Path, home: Path, *, threads: int, cells: int, **environ: str) -> Iterator[Peer]:
     """`atlas serve`, as a user starts it."""
@@ -120,4 +149,4 @@ def _wait(is_ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> Non
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    raise SystemExit("llama-server did not start")
+    raise SystemExit(f"{process.args!r} did not start")
