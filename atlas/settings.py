@@ -129,6 +129,7 @@ class EngineSettings(Section, frozen=True, kw_only=True):
     max_sequences: Annotated[int, msgspec.Meta(ge=1, le=200)] = 32
     cached_sequences: Annotated[int, msgspec.Meta(ge=0, le=56)] = 32
     host_cache_tokens: Annotated[int, msgspec.Meta(ge=-1)] = -1
+    prefix_folder: str = ""
     max_waiting: Positive = 256
     max_tokens: Positive = 4096
     prefill_chunk_tokens: Annotated[int, msgspec.Meta(ge=16, le=2048)] = 256

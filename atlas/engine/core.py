@@ -20,6 +20,7 @@ import structlog
 from atlas.engine.compute import Computer
 from atlas.engine.gain import RowCosts
 from atlas.engine.group import Group
+from atlas.engine.host_cache import Entry
 from atlas.engine.mailbox import Mailbox
 from atlas.engine.race import width
 from atlas.engine.runner import Model, Runner
@@ -153,6 +154,14 @@ class Core:
             drafted_tokens=computer.num_drafted,
             accepted_tokens=computer.num_accepted,
         )
+
+    async def remember(self, entries: list[Entry]) -> None:
+        """Take in prefixes that `prefixes` of another context has given, computed with the same weights in the same way."""
+        await self.between_steps(lambda: self._scheduler.remember(entries))
+
+    async def prefixes(self) -> list[Entry]:
+        """Copies of the finished prefixes that were computed without an adapter."""
+        return await self.between_steps(self._scheduler.known)
 
     async def stop(self) -> None:
         """Abort what runs and end the thread; returns when it has ended (one step at most)."""

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import structlog
 
 from atlas.engine.adapters import Adapter, Adapters
 from atlas.engine.chat_format import ChatFormat
-from atlas.engine.context import Opened, absolute, has_gpu_layers, host_tokens, open_context
+from atlas.engine.context import Opened, absolute, flash_attention, has_gpu_layers, host_tokens, open_context
 from atlas.engine.core import Allow, Cancel, Core
 from atlas.engine.embedder import Embedder, open_embedder
 from atlas.engine.grammar import Grammars, Matcher
 from atlas.engine.group import Group
 from atlas.engine.memo import PromptMemo
+from atlas.engine.prefix_file import PrefixFile
 from atlas.engine.runner import Model, Tokens
 from atlas.engine.sampler import Recommended
 from atlas.engine.sequence import Job
@@ -35,6 +37,7 @@ from atlas.types import AdapterInfo, Capabilities, Embeddings, EngineStats, Prom
 MAX_CANDIDATES = 128
 
 T = TypeVar("T")
+log = structlog.get_logger("atlas.engine")
 
 
 class Encoded(NamedTuple):
@@ -51,6 +54,7 @@ async def load_llama(path: Path, *, model_id: str, settings: EngineSettings) -> 
     embedder = open_embedder(settings.embedder, opened.model, is_offline=settings.offline)
     engine = LlamaEngine(opened, model_id=model_id, settings=settings, embedder=embedder, loop=loop)
     try:
+        await engine.recall()
         await _load_adapters(engine, settings)
     except BaseException:
         await engine.close()
@@ -158,10 +162,18 @@ class LlamaEngine:
     async def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(await self.pieces(tokens)).decode("utf-8", "replace")
 
+    async def recall(self) -> None:
+        """Have the prefixes that were known when an engine of this model was closed last."""
+        if self._settings.prefix_folder:
+            file = await asyncio.to_thread(self._prefix_file)
+            await self._core.remember(await asyncio.to_thread(file.read))
+
     async def close(self) -> None:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._settings.prefix_folder:
+            await self._keep_prefixes()
         await self._core.stop()
         await self._adapters.close()
         if self._embedder is not None:
@@ -174,6 +186,20 @@ class LlamaEngine:
             self._speculator.close()
         self._runner.close()
         self._model.close()
+
+    async def _keep_prefixes(self) -> None:
+        try:
+            entries = await self._core.prefixes()
+        except AtlasError as error:  # they can be computed again
+            log.warning("prefixes.not_kept", reason=error.message)
+            return
+        file = await asyncio.to_thread(self._prefix_file)
+        await asyncio.to_thread(file.write, entries)
+
+    def _prefix_file(self) -> PrefixFile:
+        settings = self._settings
+        attention = f"flash attention {flash_attention(settings)}, GPU {has_gpu_layers(settings)}"
+        return PrefixFile(absolute(settings.prefix_folder), self._model.path, attention=attention)
 
     # -- checks, before anything is computed --
 

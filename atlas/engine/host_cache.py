@@ -64,6 +64,10 @@ class HostCache:
         self._entries.move_to_end(number)
         return self._entries[number]
 
+    def entries(self, *, key: int = 0) -> list[Entry]:
+        """Those of this adapter, the one used longest ago first."""
+        return [entry for entry in self._entries.values() if entry.key == key]
+
     def forget(self, key: int) -> None:
         """Drop whatever was computed with this adapter, which does not come back."""
         for number in [number for number, entry in self._entries.items() if entry.key == key]:

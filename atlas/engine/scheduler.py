@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Iterable
 from itertools import count
 from typing import NamedTuple
 
-from atlas.engine.host_cache import HostCache
+from atlas.engine.host_cache import Entry, HostCache
 from atlas.engine.radix import Match, PrefixTree, common_length
 from atlas.engine.runner import Runner, Tokens
 from atlas.engine.sequence import Sequence
@@ -144,9 +145,8 @@ class Scheduler:
         self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
         heapq.heapify(self._waiting)
 
-    def admit(self) -> list[Sequence]:
+    def admit(self) -> None:
         """Move waiting sequences to running while there are ids and cells; in order, so that none starves."""
-        admitted = []
         while self._waiting:
             sequence = self._waiting[0][2]
             if not self._fits(sequence):
@@ -157,8 +157,6 @@ class Scheduler:
             sequence.seq_id = self._take_id()
             sequence.is_placed = False
             self.running.append(sequence)
-            admitted.append(sequence)
-        return admitted
 
     def plan(self) -> Plan:
         """The next step's rows, all of one adapter; makes room for them."""
@@ -240,6 +238,18 @@ class Scheduler:
         self._host.forget(key)
         self._turns.forget(key)
         self._were_apart.discard(key)
+
+    def remember(self, entries: Iterable[Entry]) -> None:
+        """Prefixes of the base that another context of the same kind has computed."""
+        for ids, state, key in entries:
+            if self._host.wants(ids, key=key):
+                self._host.put(ids, state, key=key)
+
+    def known(self) -> list[Entry]:
+        """Finished prefixes of the base; those in the context have been used last."""
+        for seq_id, held in self._cached.items():
+            self._save(seq_id, held.ids, key=held.key)
+        return self._host.entries()
 
     def _put_back(self, sequence: Sequence, *, keep: bool) -> None:
         self.retire(sequence, keep=keep)
