@@ -135,6 +135,32 @@ def random_gguf(
     return end(writer, path)
 
 
+def hybrid_gguf(path: Path, *, layers: int = 4, embd: int = 64, reach: int = 3, sharpen: float = 8.0) -> Path:
+    """A hybrid model with random weights; a convolution looks at `reach` tokens."""
+    vocabulary, rng = Vocabulary(), np.random.default_rng(0)
+    shape = Shape(layers, embd, heads=4, kv_heads=2, head_dim=embd // 4, ffn=2 * embd, context_tokens=4096)
+    writer = begin(path, vocabulary, shape, architecture="lfm2", kv_heads=[0 if layer % 2 else 2 for layer in range(layers)])
+    writer.add_shortconv_l_cache(reach)
+    size = len(vocabulary.tokens)
+    output = rng.standard_normal((size, embd), dtype=np.float32) * (sharpen / math.sqrt(embd))
+    output[[token for token in range(vocabulary.num_basic) if not 32 <= token < 127]] = 0.0
+    writer.add_tensor("token_embd.weight", rng.standard_normal((size, embd), dtype=np.float32))
+    writer.add_tensor("output.weight", output)
+    writer.add_tensor("token_embd_norm.weight", np.ones(embd, np.float32))  # the last one's: so it is called there
+    matrix = _drawn(writer, rng, np.float32)
+    for layer in range(layers):
+        block = f"blk.{layer}."
+        if layer % 2:
+            convolution = rng.standard_normal((embd, reach), dtype=np.float32)
+            writer.add_tensor(f"{block}shortconv.conv.weight", convolution)
+            matrix(f"{block}shortconv.in_proj", 3 * embd, embd, 1.0)
+            matrix(f"{block}shortconv.out_proj", embd, embd, 0.5)
+        else:
+            add_attention(writer, shape, matrix, block, gain=0.5)
+        add_feed_forward(writer, shape, matrix, block, gain=0.5)
+    return end(writer, path)
+
+
 def lora_gguf(
     path: Path,
     base: Path,
@@ -209,6 +235,12 @@ def tiny_calm() -> Path:
 def tiny_draft() -> Path:
     """What layers add is a fifth less than in `tiny_calm`, so that it mostly guesses what that says."""
     return random_gguf(session_folder() / "draft.gguf", gain=0.4)
+
+
+@functools.cache
+def tiny_hybrid() -> Path:
+    """As `tiny_calm`, but every other layer is a short convolution with a state instead of attention (LFM2)."""
+    return hybrid_gguf(session_folder() / "hybrid.gguf")
 
 
 class Vocabulary:
@@ -314,16 +346,24 @@ class Shape(NamedTuple):
 Matrix = Callable[[str, int, int, float], None]  # adds a weight: name, rows, columns, how much it is scaled
 
 
-def begin(path: Path, vocabulary: Vocabulary, shape: Shape, template: str = TEMPLATE) -> gguf.GGUFWriter:
-    """A file with its header said, to which tensors are added, and then `end`."""
-    writer = gguf.GGUFWriter(path, "qwen3")
+def begin(
+    path: Path,
+    vocabulary: Vocabulary,
+    shape: Shape,
+    template: str = TEMPLATE,
+    *,
+    architecture: str = "qwen3",
+    kv_heads: Sequence[int] = (),
+) -> gguf.GGUFWriter:
+    """A file with its header said, to which tensors are added, and then `end`; `kv_heads` of each layer, where they differ."""
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(path.stem)
     writer.add_context_length(shape.context_tokens)
     writer.add_embedding_length(shape.embd)
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.ffn)
     writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_head_count_kv(kv_heads or shape.kv_heads)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_layer_norm_rms_eps(1e-6)
@@ -343,24 +383,28 @@ def begin(path: Path, vocabulary: Vocabulary, shape: Shape, template: str = TEMP
 
 def add_layers(writer: gguf.GGUFWriter, shape: Shape, matrix: Matrix, *, gain: float = 1.0) -> None:
     """All weights but embedding and output; `gain` scales what attention and feed-forward add to the residual."""
-
-    def norm(name: str, size: int) -> None:
-        writer.add_tensor(name + ".weight", np.ones(size, dtype=np.float32))
-
-    norm("output_norm", shape.embd)
+    writer.add_tensor("output_norm.weight", np.ones(shape.embd, dtype=np.float32))
     for layer in range(shape.layers):
-        block = f"blk.{layer}."
-        norm(block + "attn_norm", shape.embd)
-        matrix(block + "attn_q", shape.heads * shape.head_dim, shape.embd, 1.0)
-        matrix(block + "attn_k", shape.kv_heads * shape.head_dim, shape.embd, 1.0)
-        matrix(block + "attn_v", shape.kv_heads * shape.head_dim, shape.embd, 1.0)
-        matrix(block + "attn_output", shape.embd, shape.heads * shape.head_dim, gain)
-        norm(block + "attn_q_norm", shape.head_dim)
-        norm(block + "attn_k_norm", shape.head_dim)
-        norm(block + "ffn_norm", shape.embd)
-        matrix(block + "ffn_gate", shape.ffn, shape.embd, 1.0)
-        matrix(block + "ffn_up", shape.ffn, shape.embd, 1.0)
-        matrix(block + "ffn_down", shape.embd, shape.ffn, gain)
+        add_attention(writer, shape, matrix, f"blk.{layer}.", gain=gain)
+        add_feed_forward(writer, shape, matrix, f"blk.{layer}.", gain=gain)
+
+
+def add_attention(writer: gguf.GGUFWriter, shape: Shape, matrix: Matrix, block: str, *, gain: float) -> None:
+    matrix(block + "attn_q", shape.heads * shape.head_dim, shape.embd, 1.0)
+    matrix(block + "attn_k", shape.kv_heads * shape.head_dim, shape.embd, 1.0)
+    matrix(block + "attn_v", shape.kv_heads * shape.head_dim, shape.embd, 1.0)
+    matrix(block + "attn_output", shape.embd, shape.heads * shape.head_dim, gain)
+    for name in ("attn_q_norm", "attn_k_norm"):
+        writer.add_tensor(f"{block}{name}.weight", np.ones(shape.head_dim, dtype=np.float32))
+
+
+def add_feed_forward(writer: gguf.GGUFWriter, shape: Shape, matrix: Matrix, block: str, *, gain: float) -> None:
+    """And the norm of what comes before it."""
+    for name in ("attn_norm", "ffn_norm"):
+        writer.add_tensor(f"{block}{name}.weight", np.ones(shape.embd, dtype=np.float32))
+    matrix(block + "ffn_gate", shape.ffn, shape.embd, 1.0)
+    matrix(block + "ffn_up", shape.ffn, shape.embd, 1.0)
+    matrix(block + "ffn_down", shape.embd, shape.ffn, gain)
 
 
 def _drawn(writer: gguf.GGUFWriter, rng: np.random.Generator, dtype: Any) -> Matrix:

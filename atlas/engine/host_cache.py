@@ -64,6 +64,10 @@ class HostCache:
         self._entries.move_to_end(number)
         return self._entries[number]
 
+    def length(self, number: int) -> int:
+        """Tokens of an entry."""
+        return len(self._entries[number].ids)
+
     def entries(self, *, key: int = 0) -> list[Entry]:
         """Those of this adapter, the one used longest ago first."""
         return [entry for entry in self._entries.values() if entry.key == key]

@@ -82,6 +82,15 @@ class PrefixTree:
             node, depth = child, depth + child.length
         self._ends[seq_id] = node
 
+    def join(self, seq_id: int, holder: int) -> None:
+        """Sequence `seq_id` now holds all that `holder` does, and its very cells."""
+        if seq_id in self._ends:
+            raise ValueError(f"sequence {seq_id} already holds cells")
+        node = self._ends[seq_id] = self._ends[holder]
+        while node.parent is not None:
+            node.holders.add(seq_id)
+            node = node.parent
+
     def extend(self, seq_id: int, tokens: Tokens) -> None:
         """Sequence `seq_id` has computed cells for `tokens` after what it held."""
         node = self._ends[seq_id]

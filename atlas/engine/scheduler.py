@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import NamedTuple
 
 from atlas.engine.host_cache import Entry, HostCache
-from atlas.engine.radix import Match, PrefixTree, common_length
+from atlas.engine.radix import Match, PrefixTree
+from atlas.engine.reuse import AnyPrefix, Position, Reuse, WholeState
 from atlas.engine.runner import Runner, Tokens
 from atlas.engine.sequence import Sequence
 from atlas.engine.turns import Turns
@@ -31,7 +32,6 @@ GROWTH_TOKENS = 64  # cells kept ready for each running sequence at admission; c
 # rows that has cost about what getting it back would (ski rental: at most twice the best), so it goes.
 CARRIED_ROWS = 2048  # if it has to be computed again: by arithmetic 1,760 on a CPU (docs/log.md), 16,000 for Qwen3-14B on a GPU
 CARRIED_ROWS_IF_SAVED = 64  # if it is copied to the host and back
-WORTH_WAITING_TOKENS = 32  # a prompt lets one with a longer common prefix go first; chosen, unmeasured
 WORTH_LOADING_TOKENS = 32  # more than what is in the context anyway; chosen, unmeasured
 
 
@@ -91,6 +91,7 @@ class Scheduler:
         self._max_cached = max_cached
         self._chunk_tokens = chunk_tokens
         self._tree = PrefixTree()
+        self._reuse: Reuse = (AnyPrefix if runner.model.can_drop_tails else WholeState)(self._tree, self._host)
         self._free_ids = list(range(runner.num_sequences))
         self._cached: OrderedDict[int, Held] = OrderedDict()  # by sequence id, least recently used first
         self._splits_steps = splits_steps
@@ -275,7 +276,7 @@ class Scheduler:
                 continue
             if not sequence.is_placed and not self._place(sequence, parts, reserved=reserved):
                 continue
-            wanted = min(budget, len(sequence.to_feed))
+            wanted = self._reuse.part_length(sequence, min(budget, len(sequence.to_feed)))
             room = self._room(wanted + reserved, but=None if reserved else sequence) - reserved
             tokens = sequence.to_feed[: max(0, min(wanted, room))]
             if len(tokens):
@@ -288,11 +289,10 @@ class Scheduler:
     def _place(self, sequence: Sequence, parts: list[Part], *, reserved: int) -> bool:
         """Take the longest prefix that is held; False to wait for a prompt of this step that will hold a longer one."""
         match = self._match(sequence)
-        saved = self._host.match(sequence.ids[:-1], key=sequence.key)
+        saved = self._reuse.saved(sequence)
         longest = max(match.length, saved.length)
-        for part in parts:
-            if common_length(part.sequence.ids, sequence.ids) > longest + WORTH_WAITING_TOKENS:
-                return False
+        if any(self._reuse.is_worth_waiting(sequence, part.sequence, longest) for part in parts):
+            return False
         is_worth_it = saved.holder is not None and saved.length > match.length + WORTH_LOADING_TOKENS
         if not (is_worth_it and self._load(sequence, saved, reserved=reserved)):
             self._share(sequence, self._match(sequence))  # looked for again: making room may have cost its holder
@@ -305,7 +305,7 @@ class Scheduler:
             self._runner.share(match.holder, sequence.seq_id, match.length)
             if match.holder in self._cached:
                 self._cached[match.holder] = self._cached.pop(match.holder)._replace(num_rows=self._num_rows)
-        self._tree.begin(sequence.seq_id, sequence.ids, match.length, key=sequence.key)
+        self._reuse.begin(sequence.seq_id, sequence, match)
         self._cells_idle = None
         sequence.num_held = match.length
 
@@ -328,8 +328,14 @@ class Scheduler:
         return True
 
     def _match(self, sequence: Sequence) -> Match:
-        """At least one token must be computed, else there are no logits."""
-        return self._tree.match(sequence.ids[:-1], key=sequence.key)
+        return self._reuse.held(sequence, self._positions())
+
+    def _positions(self) -> Iterator[Position]:
+        for other in self.running:
+            if other.is_placed and other.seq_id is not None:
+                yield Position(other.seq_id, other.ids[: other.num_held], other.key)
+        for seq_id, held in self._cached.items():
+            yield Position(seq_id, held.ids, held.key)
 
     def _cells_needed(self, sequence: Sequence) -> int:
         is_sibling = any(other.job is sequence.job for other in self.running)
