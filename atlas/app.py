@@ -75,7 +75,11 @@ async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
         journal = task_journal(launch, store)
         if journal is not None:
             stack.push_async_callback(journal.close)
-        serving = Serving(launch, store, live, journal)
+        try:
+            serving = Serving(launch, store, live, journal)
+        except OperatorError as error:
+            report(launch, Failed(message=error.message))
+            return 1
         draining = asyncio.Event()
         server = Server(web_app(serving, draining), draining, launch.settings.server)
         controller = await control.serve_control(socket.socket(fileno=launch.control_fd), control_handlers(serving))
@@ -98,6 +102,7 @@ async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
         await asyncio.gather(*tasks, return_exceptions=True)
         if serving.engine is not None:
             await serving.engine.close()
+        await serving.upstreams.close()
     return 0 if serving.failure is None else 1
 
 
@@ -150,6 +155,7 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         workers=serving.workers,
         worker_socket=serving.worker_socket,
         sandbox_socket=str(sandbox_socket(serving.launch.data_dir) or ""),
+        upstreams=serving.upstreams,
         adapter_folder=Path(serving.launch.data_dir) / "adapters",
     )
     pages = DashboardDeps(
@@ -166,6 +172,7 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         logs=RECENT,
         draining=draining,
         sandbox=serving.sandbox,
+        upstreams=serving.upstreams,
         is_unsafe=serving.launch.is_unsafe,
     )
     return create_app(deps, extra_routes=create_routes(pages))

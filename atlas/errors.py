@@ -6,7 +6,8 @@ AtlasError
 |   `-- Unsupported            400
 |-- Unauthorized               401
 |-- Forbidden                  403
-|   `-- ModelNotAllowed        403
+|   |-- ModelNotAllowed        403
+|   `-- RemoteNotAllowed       403
 |-- NotFound                   404
 |   `-- ModelNotFound          404
 |-- Conflict                   409
@@ -102,6 +103,12 @@ class ModelNotAllowed(Forbidden):
     """The key is limited to other models."""
 
     code = "model_not_allowed"
+
+
+class RemoteNotAllowed(Forbidden):
+    """The key may not have its requests sent to another machine."""
+
+    code = "remote_not_allowed"
 
 
 class Conflict(AtlasError):

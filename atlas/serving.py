@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from atlas import control
-from atlas.engine import Engine, ModelRegistry
+from atlas.engine import Engine, ModelRegistry, Upstreams
 from atlas.errors import ModelFileError, SettingsError
 from atlas.gateway import ModelInfo, Readiness, WorkerWatch
 from atlas.launch import Launch
@@ -29,7 +29,11 @@ SOCKET_PATH_BYTES = 107  # unix(7)
 
 
 class Serving:
-    """What changes while the process lives. Written in the event loop's thread only."""
+    """What changes while the process lives. Written in the event loop's thread only.
+
+    Raises:
+        SettingsError: the key of an upstream is not where the settings say.
+    """
 
     def __init__(self, launch: Launch, store: Store, live: Live | None, journal: Journal | None) -> None:
         self.launch = launch
@@ -42,6 +46,7 @@ class Serving:
         self.workers = WorkerWatch()
         self.worker_socket = held_directory(launch).path / "workers.sock" if journal else None
         self.registry = ModelRegistry(Path(launch.data_dir) / "models")
+        self.upstreams = Upstreams(self.settings.fallback, os.environ)
         self.engine: Engine | None = None
         self.failure: str | None = None
         self.notices = launch.model.notices if launch.model else ()

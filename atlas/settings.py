@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -21,6 +23,9 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+UPSTREAM_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+CHAIN_ENTRY = re.compile(r"[!-+.-<>-~]{1,200}")  # printable ASCII, but for "," and "=", which separate in a header of ours
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,6 +157,57 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
     timeout_s: Seconds = 600.0
 
 
+class UpstreamSettings(Section, frozen=True, kw_only=True):
+    """Another OpenAI-compatible server; its key is in the variable or the file named here, never here itself."""
+
+    url: str
+    key_env: str = ""
+    key_file: str = ""
+    timeout_s: Seconds = 600.0
+
+    def __post_init__(self) -> None:
+        url = urlsplit(self.url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"url {self.url!r} is none; write http:// or https://, a host, and the path, usually /v1")
+        if url.username is not None:
+            raise ValueError(f"the url of {url.hostname} carries a name or a password; name a key_env or a key_file instead")
+        if self.key_env and self.key_file:
+            raise ValueError(f"key_env {self.key_env!r} and key_file {self.key_file!r} both name a key; name one")
+
+
+class FallbackSettings(Section, frozen=True, kw_only=True):
+    """Who answers where the model that was asked for cannot."""
+
+    upstreams: dict[str, UpstreamSettings] = {}
+    chains: dict[str, tuple[str, ...]] = {}
+    deadline_s: Seconds = 120.0
+
+    def __post_init__(self) -> None:
+        for name in self.upstreams:
+            if not UPSTREAM_NAME.fullmatch(name):
+                raise ValueError(f"upstream {name!r}: a name is made of a-z, 0-9, '-' and '_', 32 at most")
+        for model, chain in self.chains.items():
+            _check_chain(model, chain, self.upstreams)
+
+
+def _check_chain(model: str, chain: tuple[str, ...], upstreams: Mapping[str, UpstreamSettings]) -> None:
+    """Raises ValueError: a chain that names what there is not, or itself."""
+    place = f"chain of {model!r}"
+    if not chain:
+        raise ValueError(f"{place} is empty; name who answers instead, or take it out")
+    if "/" in model or model in (*chain, "atlas", "auto"):
+        raise ValueError(
+            f"{place}: a chain belongs to a model of this machine or a name of your own, and does not lead to itself"
+        )
+    for entry in chain:
+        name, slash, of_upstream = entry.partition("/")
+        if not CHAIN_ENTRY.fullmatch(entry) or (slash and not of_upstream):
+            raise ValueError(f"{place}: {entry!r} is no model; write UPSTREAM/MODEL, or the id of a model of this machine")
+        if slash and name not in upstreams:
+            known = ", ".join(upstreams) or "none is"
+            raise ValueError(f"{place}: {entry!r} names upstream {name!r}, which is not in fallback.upstreams ({known})")
+
+
 class SandboxSettings(Section, frozen=True, kw_only=True):
     """Where code runs that nobody trusts."""
 
@@ -204,6 +260,7 @@ class Settings(Section, frozen=True, kw_only=True):
     queue: QueueSettings = QueueSettings()
     engine: EngineSettings = EngineSettings()
     remote: RemoteSettings = RemoteSettings()
+    fallback: FallbackSettings = FallbackSettings()
     sandbox: SandboxSettings = SandboxSettings()
     tasks: TaskSettings = TaskSettings()
     anthropic: AnthropicSettings = AnthropicSettings()

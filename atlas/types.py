@@ -322,6 +322,7 @@ class Principal(Value, frozen=True, kw_only=True):
         key_id: empty if the user is signed in.
         name: the key's name.
         models: ids this key may name; None is all.
+        allow_remote: requests may be sent to other machines, where a fallback is there.
     """
 
     owner: str
@@ -331,6 +332,7 @@ class Principal(Value, frozen=True, kw_only=True):
     name: str = ""
     scopes: frozenset[str] = frozenset()
     models: frozenset[str] | None = None
+    allow_remote: bool = False
     key_limits: Limits = Limits()
     user_limits: Limits = Limits()
 

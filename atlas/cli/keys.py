@@ -35,6 +35,7 @@ def keys() -> None:
 @click.option("--user", default="", help="Whose key it is: username, e-mail address or id; the owner by default.")
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(get_args(Scope)), help="What it may do; repeat for several.")
 @click.option("--model", "models", multiple=True, help="Model it may name; repeat for several, all by default.")
+@click.option("--allow-remote", is_flag=True, help="Its requests may leave this machine, to the upstreams of [fallback].")
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), help="Days until it expires; never by default.")
 @click.option("--requests-per-minute", type=click.IntRange(min=1), help="Admitted requests within any 60 seconds.")
 @click.option("--tokens-per-day", type=click.IntRange(min=1), help="Prompt and completion tokens per UTC day.")
@@ -45,6 +46,7 @@ def create(
     user: str,
     scopes: tuple[Scope, ...],
     models: tuple[str, ...],
+    allow_remote: bool,
     days: float | None,
     requests_per_minute: int | None,
     tokens_per_day: int | None,
@@ -58,6 +60,7 @@ def create(
         "user": user,
         "scopes": scopes or None,
         "models": models or None,
+        "allow_remote": allow_remote,
         "limits": Limits(requests_per_minute=requests_per_minute, tokens_per_day=tokens_per_day),
         "expires_at": time.time() + days * SECONDS_PER_DAY if days else None,
     }
@@ -75,7 +78,8 @@ def list_keys(as_json: bool, config: Path | None, data_dir: str | None) -> None:
         return
     infos = msgspec.convert(found["keys"], list[KeyInfo])
     for info in infos:
-        print(f"{info.id}  {info.prefix}...{info.last4}  {_day(info.created_at)}  {_state(info):8}  {info.name}")
+        away = " (may leave this machine)" if info.allow_remote else ""
+        print(f"{info.id}  {info.prefix}...{info.last4}  {_day(info.created_at)}  {_state(info):8}  {info.name}{away}")
     if not infos:
         print("No keys yet; `atlas keys create --name NAME` makes one.", file=sys.stderr)
 

@@ -9,10 +9,10 @@ from secrets import token_urlsafe
 from typing import Any, Protocol
 
 from atlas.dashboard.memory import Memory
-from atlas.engine import Engine, ModelRegistry
+from atlas.engine import Engine, ModelRegistry, Upstreams
 from atlas.errors import AtlasError
 from atlas.sandbox import Sandbox
-from atlas.settings import Settings
+from atlas.settings import FallbackSettings, Settings
 from atlas.store import Journal, Live, Session, Store
 from atlas.types import Activity, Principal
 
@@ -107,6 +107,7 @@ class DashboardDeps:
         hot: "section.name" of the settings that can change while the server runs.
         draining: set when the server begins to stop; event streams end then.
         sandbox: runs code; None where there is none (tests).
+        upstreams: other servers that may stand in for a model here.
         is_unsafe: whoever started the server allowed code to run without isolation; every page says so.
         csrf: stands in for a session's token where people need not sign in.
     """
@@ -123,6 +124,7 @@ class DashboardDeps:
     hot: frozenset[str] = frozenset()
     sandbox: Sandbox | None = None
     journal: Journal | None = None
+    upstreams: Upstreams = field(default_factory=lambda: Upstreams(FallbackSettings(), {}))
     is_unsafe: bool = False
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     memory: Memory = field(default_factory=Memory)

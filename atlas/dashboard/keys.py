@@ -41,6 +41,7 @@ class Wanted(NamedTuple):
     name: str
     scopes: tuple[str, ...]
     models: tuple[str, ...] | None
+    allow_remote: bool
     limits: Limits
 
 
@@ -85,6 +86,7 @@ async def create(request: HTTPRequest) -> Response[str]:
             owner=view.who.owner if view.session else None,
             scopes=wanted.scopes,
             models=wanted.models,
+            allow_remote=wanted.allow_remote,
             limits=wanted.limits,
             expires_at=expires_at,
             actor=view.actor,
@@ -209,7 +211,7 @@ def read_key(form: Form, view: View, key: KeyInfo | None = None) -> Wanted:
         raise BadRequest("choose at least one scope: a key without any can do nothing", param="scopes")
     if strange := set(scopes) - set(scopes_for(view, key)):
         raise BadRequest(f"scope {min(strange)[:20]!r} is not yours to give", param="scopes")
-    return Wanted(name, scopes, form.all("models") or None, form.limits())
+    return Wanted(name, scopes, form.all("models") or None, bool(form.text("allow_remote")), form.limits())
 
 
 def scopes_for(view: View, key: KeyInfo | None = None) -> dict[str, str]:
@@ -220,11 +222,12 @@ def scopes_for(view: View, key: KeyInfo | None = None) -> dict[str, str]:
 
 
 def models_of(view: View) -> tuple[str, ...]:
-    """Ids a key may be limited to: the loaded one, and with each of its adapters, then those on this machine."""
+    """Ids a key may be limited to: the loaded one, with each of its adapters, those on this machine, and who stands in."""
     engine = view.deps.engine()
     loaded = engine.capabilities.model if engine else ""
     adapted = [f"{loaded}:{adapter.name}" for adapter in engine.adapters()] if engine else []
-    return tuple(dict.fromkeys((*([loaded] if loaded else []), *adapted, *view.deps.registry.installed())))
+    standing_in = (*view.deps.settings().fallback.chains, *view.deps.upstreams.engines)
+    return tuple(dict.fromkeys((*([loaded] if loaded else []), *adapted, *view.deps.registry.installed(), *standing_in)))
 
 
 def is_paused(key: KeyInfo, now_s: float) -> bool:

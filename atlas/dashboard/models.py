@@ -42,9 +42,18 @@ async def panels(view: View) -> dict[str, Markup]:
     what, stats = (engine.capabilities, engine.stats()) if engine else (None, None)
     return {
         "loaded": fragment(view, "parts/loaded.html", what=what, stats=stats),
+        "upstreams": upstreams_panel(view),
         "pulls": fragment(view, "parts/pulls.html", pulls=view.deps.memory.pulls.shown()),
         "installed": fragment(view, "parts/installed.html", installed=installed, loaded=what.model if what else ""),
     }
+
+
+def upstreams_panel(view: View) -> Markup:
+    """Who stands in for whom, and how those servers are."""
+    upstreams, chains = view.deps.upstreams, view.deps.settings().fallback.chains
+    if not chains:
+        return Markup("")
+    return fragment(view, "parts/upstreams.html", servers=upstreams.servers, chains=chains)
 
 
 def catalog(view: View) -> list[Any]:

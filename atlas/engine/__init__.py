@@ -11,5 +11,16 @@ from atlas.engine.pull import download
 from atlas.engine.registry import ModelRegistry
 from atlas.engine.remote import RemoteEngine
 from atlas.engine.scripted import ScriptedEngine
+from atlas.engine.upstream import Upstream, Upstreams
 
-__all__ = ["Engine", "Group", "ModelRegistry", "RemoteEngine", "ScriptedEngine", "download", "load_engine"]
+__all__ = [
+    "Engine",
+    "Group",
+    "ModelRegistry",
+    "RemoteEngine",
+    "ScriptedEngine",
+    "Upstream",
+    "Upstreams",
+    "download",
+    "load_engine",
+]

@@ -29,6 +29,7 @@ class Group:
         cached_tokens: how many of them came from a shared prefix; known once the first candidate starts.
         is_started: whether the prompt has left the queue.
         generations: the candidates that have finished so far, in the order they did.
+        on_failure: told what the group fails with, if it does.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Group:
         self.cached_tokens = 0
         self.is_started = False
         self.generations: list[Generation] = []
+        self.on_failure: Callable[[Exception], None] | None = None
         self._cancel = cancel
         self._on_allowance = on_allowance
         self._num_tokens = [0] * num_candidates
@@ -101,6 +103,13 @@ class Group:
             self._milestones.append((num_tokens, passed))
             await passed
         return self.num_generated >= num_tokens
+
+    async def begun(self) -> None:
+        """Wait for the first of its answer, without reading it, or its end. Raises what made it fail before there was any."""
+        while not self._deltas and not self.is_done:
+            await self.changed()
+        if not self._deltas:
+            self._raise()
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         """Deltas of all candidates in the order they came. Raises what made the group fail."""
@@ -155,6 +164,8 @@ class Group:
     def fail(self, error: Exception) -> None:
         if not self.is_done:
             self._error = error
+            if self.on_failure is not None:
+                self.on_failure(error)
             self._wake()
 
     async def allowed(self, num_tokens: int) -> bool:

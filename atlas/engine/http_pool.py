@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ipaddress
 import ssl
 from functools import cached_property
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -145,6 +146,20 @@ class Pool:
     @cached_property
     def _tls(self) -> ssl.SSLContext | None:
         return ssl.create_default_context() if self._base.scheme == "https" else None
+
+
+def is_of_this_machine(url: str) -> bool:
+    """Whether what is sent there stays on this machine: to its own addresses, by their names, with no proxy between.
+
+    A name that the resolver would have to be asked about counts as elsewhere, whatever it says today.
+    """
+    base = urlsplit(url)
+    host = base.hostname or ""
+    try:
+        is_loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    return is_loopback and _proxy_for(base) is None
 
 
 def _proxy_for(base: SplitResult) -> str | None:

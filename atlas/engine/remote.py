@@ -37,10 +37,12 @@ class RemoteEngine(NoAdapters):
         model: the peer's name for the model; empty takes the first it lists.
         api_key: sent as a bearer token.
         timeout_s: longest silence of the peer while it answers.
+        name: what messages call the peer; empty takes its URL.
     """
 
-    def __init__(self, url: str, *, model: str = "", api_key: str | None = None, timeout_s: float = 600) -> None:
-        self._peer = Peer(url, api_key=api_key, timeout_s=timeout_s)
+    def __init__(self, url: str, *, model: str = "", api_key: str | None = None, timeout_s: float = 600, name: str = "") -> None:
+        self._peer = Peer(url, api_key=api_key, timeout_s=timeout_s, name=name)
+        self._model = model  # the peer's name for it
         self._legs: set[Leg] = set()
         self._is_closed = False
         self._totals = {"prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0}
@@ -82,11 +84,11 @@ class RemoteEngine(NoAdapters):
     async def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> Embeddings:
         """The peer's vectors, brought to unit length."""
         await self.meet()
-        body = wire.embedding_body(inputs, model=self.capabilities.model)
+        body = wire.embedding_body(inputs, model=self._model)
         reply = wire.decode(await self._peer.fetch("/embeddings", body), wire.EmbeddingReply)
         vectors = [item.embedding for item in sorted(reply.data, key=lambda item: item.index)]
         if len(vectors) != len(inputs):
-            raise UpstreamFailed(f"{self._peer.url} sent {len(vectors)} embeddings for {len(inputs)} inputs")
+            raise UpstreamFailed(f"{self._peer.name} sent {len(vectors)} embeddings for {len(inputs)} inputs")
         return Embeddings(
             vectors=tuple(map(_unit, vectors)), num_tokens=reply.usage.prompt_tokens, model=self.capabilities.embeddings or ""
         )
@@ -122,8 +124,9 @@ class RemoteEngine(NoAdapters):
             return
         models = wire.decode(await self._peer.fetch("/models"), wire.ModelList).data
         if not models:
-            raise UpstreamFailed(f"{self._peer.url}/models lists no model")
+            raise UpstreamFailed(f"{self._peer.name} lists no model")
         first = models[0]
+        self._model = first.id
         self.capabilities = msgspec.structs.replace(
             self.capabilities,
             model=first.id,
@@ -135,7 +138,9 @@ class RemoteEngine(NoAdapters):
         """One request for all candidates, or one each if they are sampled differently."""
         is_shared = len(prompt.sampling) == 1
         ranges = [range(prompt.n)] if is_shared else [range(index, index + 1) for index in range(prompt.n)]
-        return [Leg(self._peer, prompt, group, indices, model=self.capabilities.model) for indices in ranges]
+        return [
+            Leg(self._peer, prompt, group, indices, model=self._model, known_as=self.capabilities.model) for indices in ranges
+        ]
 
     def _start(self, legs: list[Leg], group: Group, deadline: float | None) -> None:
         def ended(_task: asyncio.Task[None]) -> None:

@@ -22,10 +22,12 @@ class Peer:
         url: base of the API.
         api_key: sent as a bearer token.
         timeout_s: longest silence while it answers.
+        name: what messages call it; empty takes its URL, without a name or password in it.
     """
 
-    def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
+    def __init__(self, url: str, *, api_key: str | None, timeout_s: float, name: str = "") -> None:
         self.url = url.rstrip("/")
+        self.name = name or without_password(self.url)
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._pool = Pool(self.url, headers=headers, silence_s=timeout_s)
 
@@ -41,11 +43,11 @@ class Peer:
         except OSError as error:
             raise self.broken(error) from error
         except NotConnected as error:
-            raise EngineUnavailable(f"{self.url} cannot be reached: {error}", retry_after_s=5) from error
+            raise EngineUnavailable(f"{self.name} cannot be reached: {error}", retry_after_s=5) from error
         if 200 <= reply.status < 300:
             return reply
         retry_after = reply.headers.get(b"retry-after", b"").decode("latin-1")
-        raise wire.failure(self.url, reply.status, await self._all_of(reply), retry_after=retry_after)
+        raise wire.failure(self.name, reply.status, await self._all_of(reply), retry_after=retry_after)
 
     async def read(self, reply: Reply) -> bytes:
         """All of a reply; the connection is free for the next request."""
@@ -87,7 +89,13 @@ class Peer:
             return await _with_head(await self._pool.send_anew(path, content))
 
     def broken(self, error: Exception) -> AtlasError:
-        return UpstreamFailed(f"{self.url} broke off: {str(error) or type(error).__name__}")
+        return UpstreamFailed(f"{self.name} broke off: {str(error) or type(error).__name__}")
+
+
+def without_password(url: str) -> str:
+    """A URL as messages may show it: they reach clients."""
+    before, at, after = url.rpartition("@")
+    return f"{before.partition('://')[0]}://{after}" if at else url
 
 
 async def _with_head(reply: Reply) -> Reply:

@@ -24,11 +24,11 @@ class Leg:
         task: reads the reply; set by `start`.
     """
 
-    def __init__(self, peer: Peer, prompt: Prompt, group: Group, indices: range, *, model: str) -> None:
+    def __init__(self, peer: Peer, prompt: Prompt, group: Group, indices: range, *, model: str, known_as: str) -> None:
         self.task: asyncio.Task[None] | None = None
         self._peer, self._prompt, self._group, self._model = peer, prompt, group, model
         self.indices = indices
-        self._candidates = [_Candidate(index, prompt, model) for index in indices]
+        self._candidates = [_Candidate(index, prompt, known_as) for index in indices]
         self._reply: Reply | None = None
         self._usage: wire.Usage | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -122,7 +122,7 @@ class Leg:
 
     def _take_chunk(self, chunk: wire.Chunk) -> None:
         if chunk.error is not None:
-            raise UpstreamFailed(f"{self._peer.url} failed while answering: {wire.error_text(chunk.error)}")
+            raise UpstreamFailed(f"{self._peer.name} failed while answering: {wire.error_text(chunk.error)}")
         if not self._group.is_started:
             self._group.start(cached_tokens=0)
         if chunk.usage is not None:
@@ -132,7 +132,7 @@ class Leg:
 
     def _take(self, choice: wire.Choice) -> None:
         if not 0 <= choice.index < len(self._candidates):
-            raise UpstreamFailed(f"{self._peer.url} sent choice {choice.index} of {len(self._candidates)}")
+            raise UpstreamFailed(f"{self._peer.name} sent choice {choice.index} of {len(self._candidates)}")
         candidate = self._candidates[choice.index]
         if candidate.is_done:
             return
@@ -158,7 +158,7 @@ class Leg:
             group.uncounted_tokens += usage.completion_tokens - counted
         for candidate in self._candidates:
             if candidate.is_open:
-                raise UpstreamFailed(f"{self._peer.url} ended its stream before candidate {candidate.index} was finished")
+                raise UpstreamFailed(f"{self._peer.name} ended its stream before candidate {candidate.index} was finished")
             self._end(candidate, candidate.finish_reason or "abort")
 
     def _abort(self, indices: frozenset[int]) -> None:

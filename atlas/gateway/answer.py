@@ -24,7 +24,7 @@ async def finished(request: HTTPRequest, exchange: Exchange) -> list[list[Genera
     Raises:
         AtlasError: there is no whole answer, or it could not be settled.
     """
-    with on_disconnect(request, exchange.abandon):
+    with on_disconnect(request.receive, exchange.abandon):
         try:
             answers = await _all(exchange)
         except Exception as error:

@@ -48,9 +48,15 @@ from atlas.gateway.portal import BODY_LIMIT_BYTES
 from atlas.gateway.worker_route import near_workers
 from atlas.gateway.workers import Workers
 
-EXPOSED = ["x-request-id", "x-atlas-request-id", "x-atlas-queue-ms", "retry-after", "retry-after-ms"] + [
-    f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")
-]
+EXPOSED = [
+    "x-request-id",
+    "x-atlas-request-id",
+    "x-atlas-queue-ms",
+    "x-atlas-model",
+    "x-atlas-fell-through",
+    "retry-after",
+    "retry-after-ms",
+] + [f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")]
 
 ROUTES = [
     health.livez,

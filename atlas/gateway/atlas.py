@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from atlas.engine import Engine, Group
 from atlas.errors import AtlasError, BadRequest, EngineFailed, LimitsUnavailable
+from atlas.gateway import fallback
 from atlas.gateway.errors import RequestAborted
 from atlas.gateway.exchange import Exchange, asked_priority
 from atlas.gateway.limit_headers import RawHeader
@@ -44,7 +45,7 @@ async def begin(exchange: Exchange, engine: Engine, prompt: Prompt, *, is_proved
     """
     if not is_proved or not is_solvable(prompt):
         exchange.proof = UNCHECKED if is_proved else None
-        await exchange.submit(engine, prompt, is_streamed=is_streamed)
+        await fallback.submit(exchange, engine, prompt, is_streamed=is_streamed)
         return
     prompt_tokens = await count_prompt(engine, prompt)
     by_default = PRIORITIES[exchange.route][0 if is_streamed else 1]

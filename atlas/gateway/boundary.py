@@ -37,7 +37,7 @@ class Boundary:
         if scope["type"] != ScopeType.HTTP:
             await self.app(scope, receive, send)
             return
-        exchange = Exchange(self.deps, self.metrics.registry, self.meter, scope)
+        exchange = Exchange(self.deps, self.metrics.registry, self.meter, scope, receive)
         scope["state"]["exchange"] = exchange
         self.open.add(exchange)
         structlog.contextvars.bind_contextvars(request_id=exchange.request_id)  # of this request's task alone

@@ -9,7 +9,7 @@ from collections import Counter
 import msgspec
 import structlog
 
-from atlas.errors import AtlasError, BudgetExhausted, LedgerUnavailable, LimitsUnavailable, Unavailable
+from atlas.errors import AtlasError, BudgetExhausted, LedgerUnavailable, LimitsUnavailable, RateLimited, Unavailable
 from atlas.gateway.arrivals import Arrivals
 from atlas.gateway.limit_headers import RawHeader, limit_headers
 from atlas.gateway.tariff import Tariff
@@ -20,6 +20,7 @@ log = structlog.get_logger("atlas.gateway")
 
 EXTEND_PATIENCE_S = 5.0  # how long an extension is tried while Redis or the ledger is away; a private Redis is back in about one
 EXTEND_RETRY_S = 0.25
+WINDOW_S = 60.0  # of the limits per minute
 RETRY_INTERVAL_S = 1.0  # between attempts to write what the ledger would not take
 
 
@@ -52,8 +53,8 @@ class Books:
         """As the ledger's; whoever waits may be cancelled, the ledger goes on."""
         return self._arrivals.expect(self._usage.reserve(reservation))
 
-    def extend(self, request_id: str, *, tokens: int, cost: int) -> asyncio.Future[None]:
-        return self._arrivals.expect(self._usage.extend(request_id, tokens=tokens, cost=cost))
+    def extend(self, request_id: str, *, tokens: int, cost: int, model: str) -> asyncio.Future[None]:
+        return self._arrivals.expect(self._usage.extend(request_id, tokens=tokens, cost=cost, model=model))
 
     def write(self, usage: Usage) -> asyncio.Future[None]:
         """Commit a usage row, now or later, whatever becomes of whoever waits for it."""
@@ -108,6 +109,7 @@ class Charge:
     """One request's. Changed by the event loop only.
 
     Attributes:
+        model: whose prices hold. Where another one is to answer, the reservation has to be raised to what that one may cost.
         at: Unix seconds when it was admitted, by the clock that budgets are counted with.
         prompt_tokens: reserved for the prompt.
         tokens: reserved altogether.
@@ -118,7 +120,8 @@ class Charge:
     def __init__(self, books: Books, principal: Principal, *, request_id: str, route: str, model: str) -> None:
         self._books = books
         self._principal = principal
-        self._id, self._route, self._model = request_id, route, model
+        self._id, self._route, self.model = request_id, route, model
+        self._reserved_for = model
         self._ask: Ask | None = None
         self.at = time.time()
         self.prompt_tokens = self.tokens = 0
@@ -127,7 +130,7 @@ class Charge:
         self.is_reserved = False
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> int:
-        return self._books.tariff.cost(self._model, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        return self._books.tariff.cost(self.model, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
 
     async def open(self, prompt_tokens: int, completion_tokens: int = 0) -> None:
         """Charge limits and budgets, then make the reservation durable.
@@ -141,6 +144,7 @@ class Charge:
         cost = self._cost = self.cost(prompt_tokens, completion_tokens)
         await self._admit(cost)
         self.is_reserved = True  # before it is known: if we are cancelled meanwhile, it may have been written
+        self._reserved_for = self.model
         try:
             await self._books.reserve(self._reservation(cost))
         except AtlasError:
@@ -176,7 +180,7 @@ class Charge:
             owner=self._principal.owner,
             key_id=self._principal.key_id,
             route=self._route,
-            model=self._model,
+            model=self.model,
             tokens=self.tokens,
             prompt_tokens=self.prompt_tokens,
             cost=cost,
@@ -193,7 +197,7 @@ class Charge:
         tokens = max(tokens, self.tokens)
         cost = max(self._cost, self.cost(of_prompts, tokens - of_prompts))
         give_up_s = time.monotonic() + EXTEND_PATIENCE_S
-        while (tokens, cost) != (self.tokens, self._cost):
+        while (tokens, cost, self.model) != (self.tokens, self._cost, self._reserved_for):
             try:
                 if reason := await self._try_raise_to(tokens, cost):
                     return reason
@@ -209,8 +213,8 @@ class Charge:
         live = self._books.live
         if live is not None and self._ask is not None and not await live.extend(self._ask, tokens=tokens, cost=cost):
             return await self._refused_by(live, tokens, cost)
-        await self._books.extend(self._id, tokens=tokens, cost=cost)
-        self.tokens, self._cost = tokens, cost
+        await self._books.extend(self._id, tokens=tokens, cost=cost, model=self.model)
+        self.tokens, self._cost, self._reserved_for = tokens, cost, self.model
         return ""
 
     async def _refused_by(self, live: Live, tokens: int, cost: int) -> str:
@@ -241,9 +245,23 @@ class Charge:
             self._books.live.settle_soon(self._ask, tokens=tokens, cost=cost)
 
 
+def refused_by(limit: str, what: str) -> AtlasError:
+    """A limit of that name, or a trouble, as the error of what it stands against."""
+    if limit.endswith(("_per_day", "_per_month")):
+        return BudgetExhausted(f"the budget {limit} is used up for {what!r}")
+    if limit.endswith("_per_minute"):
+        return RateLimited(f"the limit {limit} is used up for {what!r}", retry_after_s=WINDOW_S)
+    return LimitsUnavailable(f"nothing can be reserved for {what!r} now: {limit}", retry_after_s=1.0)
+
+
 def as_failed(usage: Usage, error: AtlasError) -> Usage:
     """The same tokens, for a client that has been told of this error instead of a good end."""
     if usage.state != "completed":
         return usage
     state: RequestState = "failed"
     return msgspec.structs.replace(usage, state=state, finish=error.code)
+
+
+def bound_of(allowance: int, max_tokens: int | None) -> int | None:
+    """The allowance as an engine is told; none where all is paid that was asked for: no candidate waits after its last token."""
+    return None if max_tokens is not None and allowance >= max_tokens else allowance

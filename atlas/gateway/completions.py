@@ -12,14 +12,14 @@ from msgspec import UNSET, UnsetType
 
 from atlas.engine import Engine
 from atlas.errors import BadRequest, Unsupported
-from atlas.gateway import text_wire, wire
+from atlas.gateway import fallback, text_wire, wire
 from atlas.gateway.answer import FINGERPRINT, deltas, finished, finite, guarded, readable, to_usage, top_of
 from atlas.gateway.convert import check_sampling_fields, to_sampling, to_stop
 from atlas.gateway.errors import error_event
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.ids import new_id
 from atlas.gateway.inputs import Input, to_inputs
-from atlas.gateway.models import choose_engine
+from atlas.gateway.models import choose_answering
 from atlas.gateway.openapi import StreamingOperation, replies
 from atlas.gateway.sse import DONE, EventStream, event
 from atlas.types import Capabilities, Delta, FinishReason, Generation, Prompt, TokenLogprob
@@ -38,10 +38,10 @@ MAX_CANDIDATES = 128  # prompts times n of one request
 )
 async def completions(request: HTTPRequest, data: JSONBody[text_wire.CompletionRequest]) -> text_wire.Completion | Stream:
     exchange = exchange_of(request)
-    engine = choose_engine(exchange, data.model)
+    engine = choose_answering(exchange, data.model)
     prompts = completion_prompts(data, engine.capabilities, owner=exchange.owner)
     echoes = [await _text_of(engine, prompt) if data.echo else "" for prompt in prompts]
-    await exchange.submit(engine, *prompts, is_streamed=bool(data.stream))
+    await fallback.submit(exchange, engine, *prompts, is_streamed=bool(data.stream))
     answer = CompletionAnswer(exchange, data, echoes)
     if data.stream:
         return EventStream(exchange, guarded(exchange, answer.events(), render=error_event, last=DONE))

@@ -10,13 +10,21 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from atlas.engine import Engine
+from atlas.engine import Engine, Upstreams
 from atlas.gateway.sandbox_watch import SandboxWatch
 from atlas.gateway.throttle import Throttle
 from atlas.gateway.traffic import Traffic
 from atlas.gateway.worker_watch import WorkerWatch
 from atlas.sandbox import Sandbox
-from atlas.settings import AnthropicSettings, AuthSettings, LimitSettings, QueueSettings, ServerSettings, Settings
+from atlas.settings import (
+    AnthropicSettings,
+    AuthSettings,
+    FallbackSettings,
+    LimitSettings,
+    QueueSettings,
+    ServerSettings,
+    Settings,
+)
 from atlas.store import Journal, Live, Store
 
 
@@ -75,6 +83,7 @@ class GatewayDeps:
         workers: how many there are.
         worker_socket: where workers of this machine come to; None: there are none.
         sandbox_socket: of the sandbox, for those workers.
+        upstreams: other servers that may stand in for a model here.
         adapter_folder: where adapters lie that may be loaded over HTTP; None: none may.
         sandbox_watch: how it was when /readyz or /metrics last looked.
     """
@@ -94,6 +103,7 @@ class GatewayDeps:
     workers: WorkerWatch = field(default_factory=WorkerWatch)
     worker_socket: Path | None = None
     sandbox_socket: str = ""
+    upstreams: Upstreams = field(default_factory=lambda: Upstreams(FallbackSettings(), {}))
     adapter_folder: Path | None = None
     hashing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     key_checks: Throttle = field(default_factory=lambda: Throttle(30))

@@ -77,7 +77,7 @@ def to_atlas_error(error: Exception, exchange: Exchange) -> AtlasError:
     """The error as one of ours; what nobody foresaw becomes `EngineFailed` without its text."""
     match error:
         case AtlasError():
-            return error
+            return error if exchange.plan is None else exchange.plan.broken_off(error)
         case HTTPException(status_code=status) if status < 500:
             return _protocol_error(error, exchange)
         case RecursionError() if not exchange.model:  # still in the body's decoder

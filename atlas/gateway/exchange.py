@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 from litestar import Request
-from litestar.types import HTTPScope
+from litestar.types import HTTPScope, Receive
 from prometheus_client import CollectorRegistry
 
 from atlas.engine import Engine, Group
@@ -20,6 +20,7 @@ from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.ids import new_id
 from atlas.gateway.limit_headers import RawHeader
 from atlas.gateway.meter import PRIORITIES, Meter, MeteredRequest
+from atlas.gateway.plan import Plan, in_header
 from atlas.gateway.proxies import Client
 from atlas.gateway.wire import AtlasObject
 from atlas.store import Session
@@ -76,6 +77,8 @@ class Exchange:
         registry: where this application's metrics are.
         request_id: the client's own if it sent a plain one; it is in the reply and in every line of the log.
         model: id of the model that answers; empty until one is chosen.
+        plan: who may answer instead, where the model asked for has stand-ins.
+        receive: of its connection, to hear when the client goes.
         metered: what is done for it; None until the handler submits something.
         proof: of an answer of model `atlas`, as far as it is known.
         waiting: what its handler waits for outside the engine; cancelled when the exchange ends.
@@ -83,8 +86,10 @@ class Exchange:
         is_cut: the server is stopping and has ended this answer early.
     """
 
-    def __init__(self, deps: GatewayDeps, registry: CollectorRegistry, meter: Meter, scope: HTTPScope) -> None:
+    def __init__(self, deps: GatewayDeps, registry: CollectorRegistry, meter: Meter, scope: HTTPScope, receive: Receive) -> None:
         self.deps = deps
+        self.plan: Plan | None = None
+        self.receive = receive
         self.registry = registry
         self.meter = meter
         headers = scope["headers"]
@@ -158,13 +163,13 @@ class Exchange:
         """
         if self.adapter is not None:
             prompts = tuple(msgspec.structs.replace(prompt, adapter=self.adapter) for prompt in prompts)
-        metered = self._meter(is_streamed=is_streamed)
-        await self._settling_failures(metered.enter(engine, prompts))
+        metered = self.open_meter(is_streamed=is_streamed)
+        await self.settling_failures(metered.enter(engine, prompts))
 
     async def reserve(self, prompt_tokens: int) -> MeteredRequest:
         """Have something that needs no slot of the engine admitted and paid for. Raises as `Charge.open`."""
-        metered = self._meter(is_streamed=False)
-        await self._settling_failures(metered.reserve(prompt_tokens))
+        metered = self.open_meter(is_streamed=False)
+        await self.settling_failures(metered.reserve(prompt_tokens))
         return metered
 
     async def started(self) -> bool:
@@ -186,7 +191,8 @@ class Exchange:
         if self.metered is not None and not self.metered.is_settled:
             await self.metered.settle(*self._ending(self.metered))
 
-    async def _settling_failures(self, step: Awaitable[None]) -> None:
+    async def settling_failures(self, step: Awaitable[None]) -> None:
+        """Do a step of the way in; if it fails, so does the exchange."""
         try:
             await step
         except Exception as error:
@@ -194,7 +200,12 @@ class Exchange:
             await self.settle()
             raise
 
-    def _meter(self, *, is_streamed: bool) -> MeteredRequest:
+    def plan_of(self) -> Plan:
+        assert self.plan is not None  # whoever asks follows it
+        return self.plan
+
+    def open_meter(self, *, is_streamed: bool, is_watched: bool = False) -> MeteredRequest:
+        """What will be done for this exchange, in the name of its caller; as `MeteredRequest`."""
         assert self.principal is not None  # the Gate lets nobody else in
         by_default = PRIORITIES.get(self.route, (1, 1))[0 if is_streamed else 1]
         self.metered = metered = MeteredRequest(
@@ -204,6 +215,7 @@ class Exchange:
             route=self.route,
             model=self.model,
             is_streamed=is_streamed,
+            is_watched=is_watched,
             priority=max(by_default, asked_priority(self.header(b"x-atlas-priority"))),
         )
         return metered
@@ -284,11 +296,20 @@ class Exchange:
         if metered is not None:
             metered.status = status
             headers += metered.headers
+            headers += self._names() if status < 400 else []
             if self.usage_id != self.request_id:
                 headers.append((b"x-atlas-request-id", self.usage_id.encode()))
         if self.proof is not None:
             headers += self.proof.headers()
         return headers
+
+    def _names(self) -> list[RawHeader]:
+        """Which model answers, and which were to before it."""
+        if not self.model:
+            return []
+        fell_through = self.plan.fell_through(self.model) if self.plan is not None else ""
+        headers = [(b"x-atlas-model", in_header(self.model).encode())]
+        return [*headers, (b"x-atlas-fell-through", fell_through.encode())] if fell_through else headers
 
     def line(self) -> dict[str, Any]:
         """What the log says about the exchange: sizes, times and outcome, never a text or a secret."""

@@ -83,7 +83,7 @@ async def check_readiness(deps: GatewayDeps) -> Readiness:
         probe = _probes[deps.store] = asyncio.create_task(_probe(deps))
     troubles = await asyncio.shield(probe)
     state, sandbox = deps.readiness(), deps.sandbox_watch
-    others = (*sandbox.reasons, *deps.workers.reasons)
+    others = (*sandbox.reasons, *deps.workers.reasons, *deps.upstreams.reasons())
     if troubles and state.status in ("ready", "degraded"):
         return Readiness(status="unavailable", reasons=(*troubles, *state.reasons, *others), sandbox=sandbox.word)
     return Readiness(status=state.status, reasons=(*state.reasons, *troubles, *others), sandbox=sandbox.word)

@@ -62,7 +62,7 @@ async def solve(request: HTTPRequest, asked: TaskRequest) -> Solved:
     wanted = await checked_request(exchange, asked)
     task, _ = await submit(exchange, wanted, priority=task_priority(exchange, None))
     journal = journal_of(exchange)
-    with on_disconnect(request, exchange.abandon):
+    with on_disconnect(request.receive, exchange.abandon):
         async for event in followed(exchange, task.id):
             if isinstance(event, TaskClosed):
                 run = await run_of(journal, event.task)

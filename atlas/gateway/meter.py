@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,12 +23,12 @@ import structlog
 from atlas.engine import Engine, Group
 from atlas.errors import AtlasError, EngineFailed
 from atlas.gateway.admission import AdmissionQueue, Ticket
-from atlas.gateway.charge import Books, Charge, as_failed
+from atlas.gateway.charge import Books, Charge, as_failed, bound_of, refused_by
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.limit_headers import RawHeader
+from atlas.gateway.queues import Queues
 from atlas.gateway.tariff import Tariff, count_prompt
-from atlas.gateway.traffic import Speeds
-from atlas.settings import Settings
+from atlas.gateway.traffic import speeds_of
 from atlas.types import Activity, Generation, Principal, Prompt, RequestState, Usage
 
 log = structlog.get_logger("atlas.gateway")
@@ -43,7 +44,6 @@ PRIORITIES = {
     "/v1/sandbox/execute": (1, 1),
     "/execute": (1, 1),
 }
-REMOTE_SLOTS = 64  # of a remote engine, unless queue.max_running says otherwise; chosen, unmeasured
 CANCEL_PATIENCE_S = 2.0  # for the engine to say how far a cancelled answer had come
 
 
@@ -56,17 +56,16 @@ class Meter:
         self.books = Books(deps.store, live, Tariff(deps.limits.prices))
         self.slice_tokens = deps.limits.slice_tokens
         self.traffic = deps.traffic
-        self.queue = AdmissionQueue(slots_of(deps.settings), max_waiting=deps.queue.max_waiting, timeout_s=deps.queue.timeout_s)
-        self.traffic.measure(lambda: (self.queue.waiting(), self.queue.num_running))
-
-
-def slots_of(settings: Settings) -> int:
-    """Candidates handed to the engine at a time."""
-    return settings.queue.max_running or (REMOTE_SLOTS if settings.remote.url else settings.engine.max_sequences)
+        self.fallbacks: Counter[tuple[str, str]] = Counter()  # (model asked for, model that answered)
+        self.queues = Queues(msgspec.structs.replace(deps.settings, queue=deps.queue))
+        self.traffic.measure(lambda: (self.queues.waiting(), self.queues.num_running))
 
 
 class MeteredRequest:
     """One request, from its admission to its usage row. Changed by the event loop only.
+
+    Args:
+        is_watched: somebody waits for its answer to begin, so that even a whole one has to come in pieces.
 
     Attributes:
         id: of its usage row; never the client's own, which may come twice.
@@ -88,6 +87,7 @@ class MeteredRequest:
         model: str,
         is_streamed: bool,
         priority: int,
+        is_watched: bool = False,
         charge: Charge | None = None,
     ) -> None:
         self.meter = meter
@@ -102,9 +102,11 @@ class MeteredRequest:
         self.aborted_by = ""
         self.status = 0
         self._route, self._model, self._is_streamed, self._priority = route, model, is_streamed, priority
+        self._is_watched = is_watched
         self._started_s = self._submitted_s = time.monotonic()
         self._prompts: Sequence[Prompt] = ()
         self._engine: Engine | None = None
+        self._queue: AdmissionQueue | None = None
         self._num_candidates = 0
         self._allowance = 0  # completion tokens per candidate that are paid for
         self._ticket: Ticket | None = None
@@ -122,18 +124,55 @@ class MeteredRequest:
             BadRequest: whatever the engine finds wrong with a prompt.
             AtlasError: as `Charge.open`.
         """
-        queue = self.meter.queue
-        queue.check_room()
+        await self.prepare(engine, prompts, model=self._model)
+        await self._line_up()
+
+    async def prepare(self, engine: Engine, prompts: Sequence[Prompt], *, model: str) -> None:
+        """Count and pay for what this engine is to answer as `model`; of what was paid for another one, the difference.
+
+        Raises:
+            EngineOverloaded: the queue is full.
+            AtlasError: as `Charge.open`; what the engine finds wrong with a prompt.
+        """
+        self._queue = self.meter.queues.of(engine)
+        self._queue.check_room()
         self._engine, self._prompts = engine, prompts
+        self._model = self.charge.model = model
         self._num_candidates = sum(prompt.n for prompt in prompts)
         prompt_tokens = 0
         for prompt in prompts:
             prompt_tokens += await count_prompt(engine, prompt)
+        self._allowance = 0
         self._allowance = self._slice(prompts[0].max_tokens)
-        await self.reserve(prompt_tokens, self._num_candidates * self._allowance)
-        self._ticket = queue.enter(self.principal.owner, priority=self._priority, cost=self._num_candidates)
+        completion_tokens = self._num_candidates * self._allowance
+        if not self.charge.is_reserved:
+            await self.reserve(prompt_tokens, completion_tokens)
+        elif limit := await self.charge.raise_to(prompt_tokens + completion_tokens, prompt_tokens=prompt_tokens):
+            raise refused_by(limit, model)
+
+    async def begin(self) -> None:
+        """Queue and run what is prepared. Raises as `started`."""
+        await self._line_up()
+        await self.started()
+
+    def withdraw(self) -> None:
+        """Stop what was begun, so that it can be prepared and begun elsewhere. What is reserved stays so."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        self.stop()
+        self._leave()
+        self._ticket, self._watchers, self.groups = None, [], []
+
+    async def _line_up(self) -> None:
+        assert self._queue is not None  # it has been prepared
+        self._ticket = self._queue.enter(self.principal.owner, priority=self._priority, cost=self._num_candidates)
         if not self.is_queued:
             await self._submit()
+
+    def _leave(self) -> None:
+        """Give back the place at the engine, or in line."""
+        if self._queue is not None and self._ticket is not None:
+            self._queue.leave(self._ticket)
 
     async def reserve(self, prompt_tokens: int, completion_tokens: int = 0) -> None:
         """Charge limits and the ledger; from then on there is something to settle."""
@@ -165,7 +204,7 @@ class MeteredRequest:
     @property
     def queue_position(self) -> int:
         """1 is next; 0 is not waiting."""
-        return self.meter.queue.position(self._ticket) if self._ticket is not None else 0
+        return self._queue.position(self._ticket) if self._queue is not None and self._ticket is not None else 0
 
     async def started(self) -> None:
         """Wait for a place and hand the prompts to the engine. If it is ended while it waits, there are no groups afterwards.
@@ -173,7 +212,7 @@ class MeteredRequest:
         Raises:
             EngineOverloaded: it has waited for as long as requests may.
         """
-        if self._ticket is not None and not self.groups and await self.meter.queue.wait(self._ticket):
+        if self._queue is not None and self._ticket is not None and not self.groups and await self._queue.wait(self._ticket):
             await self._submit()
 
     async def _submit(self) -> None:
@@ -184,7 +223,7 @@ class MeteredRequest:
                 prompt,
                 allowance_tokens=bound_of(self._allowance, prompt.max_tokens),
                 priority=self._priority,
-                whole=not self._is_streamed,
+                whole=not (self._is_streamed or self._is_watched),
             )
             group = await self._engine.submit(paid)
             self.groups.append(group)
@@ -198,10 +237,11 @@ class MeteredRequest:
 
     async def _free_slots(self, group: Group) -> None:
         """Each candidate that ends makes room for somebody else's."""
-        assert self._ticket is not None  # it has been submitted
+        assert self._queue is not None and self._ticket is not None  # noqa: PT018  # it has been submitted
+        queue, ticket = self._queue, self._ticket
         try:
             async for _ in group.finished():
-                self.meter.queue.shrink(self._ticket, self._num_running)
+                queue.shrink(ticket, self._num_running)
         except Exception:  # noqa: S110  # whatever made the group fail: the reader of its answer hears of it
             pass
 
@@ -257,8 +297,8 @@ class MeteredRequest:
         """Leave the queue; cancel what is still done for it."""
         if self.work is not None:
             self.work.cancel()
-        if self._ticket is not None and self.is_queued:
-            self.meter.queue.leave(self._ticket)
+        if self.is_queued:
+            self._leave()
         for group in self.groups:
             if not group.is_done:
                 group.cancel()
@@ -274,8 +314,7 @@ class MeteredRequest:
         self._final = self._usage(state, finish)
         for watcher in self._watchers:
             watcher.cancel()
-        if self._ticket is not None:
-            self.meter.queue.leave(self._ticket)
+        self._leave()
         try:
             await self.charge.close(self._final)
         except AtlasError as error:
@@ -353,17 +392,3 @@ class MeteredRequest:
     def _offset_s(self) -> float:
         """From the request's beginning to its submission."""
         return self._submitted_s - self._started_s
-
-
-def bound_of(allowance: int, max_tokens: int | None) -> int | None:
-    """The allowance as an engine is told; none where all is paid that was asked for: no candidate waits after its last token."""
-    return None if max_tokens is not None and allowance >= max_tokens else allowance
-
-
-def speeds_of(generation: Generation, offset_s: float) -> Speeds:
-    """What a candidate felt like to its client, who has waited for `offset_s` before it was submitted."""
-    timings, gaps = generation.timings, generation.num_tokens - 1
-    return Speeds(
-        ttft_s=offset_s + timings.first_token_s,
-        inter_token_s=(timings.total_s - timings.first_token_s) / gaps if gaps else None,
-    )

@@ -26,6 +26,7 @@ from atlas.types import Generation, Usage
 TTFT_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 GAP_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
 REQUEST_BUCKETS_S = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+STATES_OF_BREAKERS = ("closed", "probing", "open")
 STATES = ("completed", "aborted", "failed", "interrupted")
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
@@ -46,6 +47,7 @@ class Metrics:
         self.registry.register(MeterCollector(meter))
         self.registry.register(SandboxCollector(deps))
         self.registry.register(WorkerCollector(deps))
+        self.registry.register(UpstreamCollector(deps))
         ProcessCollector(registry=self.registry)
 
     def observe(self, exchange: Exchange, *, route: str, wall_s: float) -> None:
@@ -93,15 +95,21 @@ class MeterCollector(Collector):
         self.meter = meter
 
     def collect(self) -> Iterator[Metric]:
-        queue, books = self.meter.queue, self.meter.books
-        waiting = {f"p{priority}": float(count) for priority, count in enumerate(queue.waiting())}
+        queues, books = self.meter.queues, self.meter.books
+        waiting = {f"p{priority}": float(count) for priority, count in enumerate(queues.waiting())}
         yield _labelled("atlas_queue_waiting", "Requests that wait for a place at the engine", waiting, "priority")
-        yield _labelled("atlas_queue_running", "Requests that hold one", {"": queue.num_running})
-        yield _labelled("atlas_queue_slots", "Places, one per candidate", {"used": queue.used, "total": queue.capacity}, "state")
+        yield _labelled("atlas_queue_running", "Requests that hold one", {"": queues.num_running})
+        yield _labelled(
+            "atlas_queue_slots", "Places, one per candidate", {"used": queues.used, "total": queues.capacity}, "state"
+        )
         yield _counted("atlas_usage_rows", "Usage rows committed", {state: books.num_written[state] for state in STATES}, "state")
         yield _labelled("atlas_usage_late", "Ended requests that the ledger has not taken yet", {"": len(books.late)})
         refused = {stage: books.num_refused[stage] for stage in ("admission", "extension")}
         yield _counted("atlas_budget_refusals", "Requests and extensions refused for a budget", refused, "stage")
+        fallbacks = CounterMetricFamily("atlas_fallbacks", "Answers by a stand-in", labels=["model", "answered_by"])
+        for models, count in self.meter.fallbacks.items():
+            fallbacks.add_metric(models, count)
+        yield fallbacks
         yield _labelled("atlas_limits_up", "Whether Redis answered when it was last asked", {"": books.is_limits_up})
 
 
@@ -122,6 +130,25 @@ class SandboxCollector(Collector):
         yield _labelled("atlas_sandbox_slots", "Runs at the same time", {"": status.slots})
         is_up = status.tier not in (None, "none") and not self.deps.sandbox_watch.trouble
         yield _labelled("atlas_sandbox_up", "Whether code is run, and is isolated", {"": is_up})
+
+
+class UpstreamCollector(Collector):
+    """Other servers that stand in; nothing where there are none."""
+
+    def __init__(self, deps: GatewayDeps) -> None:
+        self.deps = deps
+
+    def collect(self) -> Iterator[Metric]:
+        servers = self.deps.upstreams.servers
+        if not servers:
+            return
+        states = {name: float(STATES_OF_BREAKERS.index(server.breaker.state)) for name, server in servers.items()}
+        yield _labelled("atlas_upstream_breaker_state", "0 closed, 1 probing, 2 open: nothing is sent", states, "upstream")
+        tries = CounterMetricFamily("atlas_upstream_tries", "Requests sent, by what came of it", labels=["upstream", "outcome"])
+        for name, server in servers.items():
+            for outcome, count in server.outcomes.items():
+                tries.add_metric([name, outcome], count)
+        yield tries
 
 
 class WorkerCollector(Collector):

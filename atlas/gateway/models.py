@@ -9,10 +9,11 @@ from litestar import get
 from litestar.params import FromPath
 
 from atlas.engine import Engine
-from atlas.errors import ModelNotAllowed, ModelNotFound, ModelNotLoaded, Unsupported
+from atlas.errors import AtlasError, ModelNotAllowed, ModelNotFound, ModelNotLoaded, Unsupported
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of, still_loading
 from atlas.gateway.openapi import NAMING, READING, replies
+from atlas.gateway.plan import Link, Plan, not_allowed
 from atlas.gateway.wire import Model, ModelList, ModelMeta
 
 ATLAS = "atlas"  # answers by having the loaded model's code run (atlas.py)
@@ -29,7 +30,7 @@ def choose_chat(exchange: Exchange, model: str) -> Chosen:
     """Who answers a chat with this model: `atlas` means the loaded one, and what it writes is run. Raises as `choose_engine`."""
     deps = exchange.deps
     if not is_atlas(deps, model):
-        return Chosen(choose_engine(exchange, model), is_proved=False)
+        return Chosen(choose_answering(exchange, model), is_proved=False)
     check_allowed(exchange, ATLAS)
     engine, loaded = deps.engine(), deps.models.loaded_id()
     if engine is None or loaded is None:
@@ -41,6 +42,56 @@ def choose_chat(exchange: Exchange, model: str) -> Chosen:
 def is_atlas(deps: GatewayDeps, model: str) -> bool:
     """Whether this id means tasks: where there is a journal, unless some model here has the name itself."""
     return model == ATLAS and deps.journal is not None and ATLAS not in deps.models.ids()
+
+
+def choose_answering(exchange: Exchange, model: str) -> Engine:
+    """Who answers for this id, or who is asked first where several may (`exchange.plan`).
+
+    Raises:
+        RemoteNotAllowed: it is on another machine, which the key's requests may not reach.
+        AtlasError: as `choose_engine`, where nobody stands in.
+    """
+    fallback = exchange.deps.settings.fallback
+    if model not in fallback.chains and model not in exchange.deps.upstreams.engines:
+        return choose_engine(exchange, model)
+    check_allowed(exchange, model)
+    links = [_link(exchange, entry) for entry in (model, *fallback.chains.get(model, ()))]
+    if not is_model(exchange.deps, model) and len(links) > 1:
+        del links[0]  # a name for what follows it
+    plan = Plan(model, links)
+    if not plan.open():
+        raise plan.failure()
+    first = plan.open()[0]
+    exchange.plan, exchange.model, exchange.adapter = plan, first.model, first.adapter
+    assert first.engine is not None  # it is open
+    return first.engine
+
+
+def is_model(deps: GatewayDeps, model: str) -> bool:
+    """Whether some model has this id, rather than a chain alone."""
+    engine = deps.engine()
+    return model in deps.upstreams.engines or model in deps.models.ids() or (engine is not None and model in adapter_ids(engine))
+
+
+def is_elsewhere(deps: GatewayDeps, model: str) -> bool:
+    """Whether this id is another server's, or of a chain alone: no model of this machine has it."""
+    return model in deps.upstreams.engines or (model in deps.settings.fallback.chains and not is_model(deps, model))
+
+
+def _link(exchange: Exchange, model: str) -> Link:
+    """One who may answer, or why they may not."""
+    upstream_engine = exchange.deps.upstreams.engines.get(model)
+    try:
+        check_allowed(exchange, model)
+        if upstream_engine is None:
+            return Link(model, choose_engine(exchange, model), adapter=exchange.adapter)
+    except AtlasError as error:
+        return Link(model, error=error)
+    finally:
+        exchange.model, exchange.adapter = "", None
+    upstream = upstream_engine.upstream
+    is_held = not upstream.is_local and not (exchange.principal and exchange.principal.allow_remote)
+    return Link(model, upstream_engine, upstream=upstream, error=not_allowed(upstream) if is_held else None)
 
 
 def choose_engine(exchange: Exchange, model: str) -> Engine:
@@ -62,6 +113,8 @@ def choose_engine(exchange: Exchange, model: str) -> Engine:
         exchange.model, exchange.adapter = model, adapter_ids(engine)[model]
         return engine
     engine = _engine_knowing(exchange, model)
+    if is_elsewhere(exchange.deps, model):
+        raise Unsupported(f"model {model!r} answers chats and completions only, here or elsewhere; use {loaded!r}", param="model")
     if is_atlas(exchange.deps, model):
         raise Unsupported(f"model {ATLAS!r} answers chats: chat completions, messages, responses; use {loaded!r}", param="model")
     if model == engine.capabilities.embeddings != loaded:
@@ -120,10 +173,11 @@ def adapter_ids(engine: Engine) -> dict[str, str]:
 
 
 def known_ids(deps: GatewayDeps, engine: Engine | None) -> list[str]:
-    """Ids of the catalogue and of adapters, the embedding model's if it is another one, and `atlas` where there are tasks."""
+    """Ids of the catalogue and of adapters, the embedding model's if it is another one, of chains, and `atlas`."""
     ids = [*deps.models.ids(), *(adapter_ids(engine) if engine else ())]
     embedding = engine.capabilities.embeddings if engine else None
     further = [embedding] if embedding and embedding not in ids else []
+    further += [name for name in (*deps.settings.fallback.chains, *deps.upstreams.engines) if name not in ids]
     return [*ids, *further, *([ATLAS] if is_atlas(deps, ATLAS) else [])]
 
 
@@ -174,6 +228,8 @@ def describe(deps: GatewayDeps, engine: Engine | None, model_id: str) -> Model:
         model.is_loaded, context_tokens, model.parent = True, engine.capabilities.context_tokens, engine.capabilities.model
     elif engine is not None and model_id == engine.capabilities.embeddings:
         model.is_loaded = True
+    elif (upstream_engine := deps.upstreams.engines.get(model_id)) is not None:
+        model.is_loaded, model.owned_by = True, upstream_engine.upstream.name
     elif engine is not None and is_atlas(deps, model_id):
         model.is_loaded, context_tokens = True, engine.capabilities.context_tokens
     model.max_model_len = model.context_length = context_tokens or None

@@ -56,6 +56,7 @@ async def create_key(request: HTTPRequest, data: JSONBody[wire.KeyBody]) -> wire
         data.name,
         owner=account_of(exchange).id,
         models=data.models,
+        allow_remote=data.allow_remote,
         limits=data.to_limits(),
         expires_at=time.time() + data.expires_days * wire.DAY_S if data.expires_days else None,
         actor=actor_of(exchange),

@@ -173,6 +173,7 @@ class KeyBody(Asked, kw_only=True):
     expires_days: Annotated[int, Meta(ge=1, le=365)] | None = None
     scopes: Annotated[list[str], Meta(max_length=20)] | None = None
     models: Annotated[list[str], Meta(max_length=100)] | None = None
+    allow_remote: bool = False
     limits: LimitsBody | None = None
 
     def to_limits(self) -> Limits:
@@ -186,6 +187,7 @@ class KeyPatch(Asked, kw_only=True):
     name: Name | msgspec.UnsetType = msgspec.UNSET
     scopes: Annotated[list[str], Meta(max_length=20)] | msgspec.UnsetType = msgspec.UNSET
     models: Annotated[list[str], Meta(max_length=100)] | msgspec.UnsetType | None = msgspec.UNSET
+    allow_remote: bool | msgspec.UnsetType = msgspec.UNSET
     limits: LimitsBody | msgspec.UnsetType = msgspec.UNSET
 
     def changes(self) -> dict[str, Any]:
@@ -206,6 +208,7 @@ class KeyReply(Wire):
     key_prefix: str
     scopes: tuple[str, ...]
     models: tuple[str, ...] | None
+    allow_remote: bool
     limits: Limits
     rate_limit: int | None
     is_active: bool
@@ -266,7 +269,7 @@ def to_minted(key: str, info: KeyInfo) -> MintedReply:
 
 
 def _key_fields(info: KeyInfo) -> dict[str, Any]:
-    names = ("id", "name", "owner", "scopes", "models", "limits", "is_active", "rotated_to")
+    names = ("id", "name", "owner", "scopes", "models", "allow_remote", "limits", "is_active", "rotated_to")
     times = ("created_at", "expires_at", "last_used_at", "revoked_at")
     found = {name: getattr(info, name) for name in (*names, *times)}
     found |= {name: moment(found[name]) if found[name] is not None else None for name in times}

@@ -43,7 +43,7 @@ async def run(request: HTTPRequest, program: Program, limits: RunLimits) -> Exec
         AtlasError: it was not admitted, makes no sense, or the sandbox is not there, full, or refuses.
     """
     exchange = exchange_of(request)
-    with on_disconnect(request, exchange.abandon):
+    with on_disconnect(request.receive, exchange.abandon):
         try:
             execution = await _admitted(exchange, program, limits)
         except Exception as error:

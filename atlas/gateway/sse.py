@@ -110,8 +110,8 @@ class on_disconnect:  # noqa: N801  # reads as the statement it makes
     Most answers are there before it is time to look: those are not charged with a task.
     """
 
-    def __init__(self, request: HTTPRequest, act: Callable[[], None]) -> None:
-        self._request, self._act = request, act
+    def __init__(self, receive: Receive, act: Callable[[], None]) -> None:
+        self._receive, self._act = receive, act
         self._task: asyncio.Task[None] | None = None
 
     def __enter__(self) -> None:
@@ -123,7 +123,7 @@ class on_disconnect:  # noqa: N801  # reads as the statement it makes
             self._task.cancel()
 
     def _start(self) -> None:
-        self._task = asyncio.create_task(_watch(self._request.receive, self._act))
+        self._task = asyncio.create_task(_watch(self._receive, self._act))
 
 
 async def _watch(receive: Receive, act: Callable[[], None]) -> None:

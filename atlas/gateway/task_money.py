@@ -16,8 +16,8 @@ from atlas.engine import Engine
 from atlas.errors import AtlasError, BudgetExhausted, LimitsUnavailable, RateLimited
 from atlas.gateway.charge import Charge
 from atlas.gateway.ids import new_id
-from atlas.gateway.meter import Meter, MeteredRequest, speeds_of
-from atlas.gateway.traffic import Speeds
+from atlas.gateway.meter import Meter, MeteredRequest
+from atlas.gateway.traffic import Speeds, speeds_of
 from atlas.store import Task
 from atlas.types import Activity, Principal, Prompt, RequestState, Usage
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import islice
 from typing import Protocol
 
-from atlas.types import Activity, Value
+from atlas.types import Activity, Generation, Value
 
 MAX_RECENT = 1000  # ended requests that are remembered
 MAX_REFUSED = 200  # refused ones, apart: a client that knocks in vain must not push out the others
@@ -213,3 +213,12 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
     if not ordered:
         return None
     return ordered[max(1, math.ceil(share * len(ordered))) - 1]
+
+
+def speeds_of(generation: Generation, offset_s: float) -> Speeds:
+    """What a candidate felt like to its client, who has waited for `offset_s` before it was submitted."""
+    timings, gaps = generation.timings, generation.num_tokens - 1
+    return Speeds(
+        ttft_s=offset_s + timings.first_token_s,
+        inter_token_s=(timings.total_s - timings.first_token_s) / gaps if gaps else None,
+    )

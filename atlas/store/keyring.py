@@ -30,6 +30,7 @@ LAST_USED_RESOLUTION_S = 60.0  # a write per request would be a write for nothin
 
 
 NO_LIMITS = Limits()
+KEPT = ("name", "owner", "scopes", "models", "allow_remote", "limits", "expires_at")  # of a key that is rotated
 
 _UNKNOWN = "Incorrect API key provided; `atlas keys create --name NAME` makes one."
 _MISTYPED = "Incorrect API key provided: it is not complete, or mistyped; `atlas keys create --name NAME` makes one."
@@ -75,14 +76,16 @@ class Keys:
         owner: str | None = None,
         scopes: Sequence[str] = rules.DEFAULT_SCOPES,
         models: Sequence[str] | None = None,
+        allow_remote: bool = False,
         limits: Limits = NO_LIMITS,
         expires_at: float | None = None,
         actor: str = "",
     ) -> MintedKey:
         """Make a key; its text is in the result and nowhere else.
 
-        It belongs to the user `owner`, by default the owner account; `models` are the ids it may name, None for all; `expires_at`
-        is in Unix seconds; `actor` is who makes it, by default its owner.
+        It belongs to the user `owner`, by default the owner account; `models` are the ids it may name, None for all;
+        `allow_remote` lets its requests leave this machine; `expires_at` is in Unix seconds; `actor` is who makes it, by default
+        its owner.
 
         Raises:
             BadRequest: a value does not fit; `param` names it.
@@ -99,6 +102,7 @@ class Keys:
             owner=user.id,
             scopes=rules.check_scopes(scopes, user.role),
             models=rules.check_models(models),
+            allow_remote=allow_remote,
             limits=limits,
             expires_at=expires_at,
         )
@@ -122,9 +126,7 @@ class Keys:
             now_s = self._clock()
             if not old.is_valid(now_s) or old.rotated_to is not None:
                 raise Conflict(f"key '{old.name}' is revoked, expired, switched off or rotated already; make a new one")
-            info = self._new(
-                key, **{name: getattr(old, name) for name in ("name", "owner", "scopes", "models", "limits", "expires_at")}
-            )
+            info = self._new(key, **{name: getattr(old, name) for name in KEPT})
             ends = (
                 {"revoked_at": now_s} if grace_s == 0.0 else {"expires_at": min(now_s + grace_s, old.expires_at or float("inf"))}
             )
@@ -166,6 +168,7 @@ class Keys:
         name: str | UnsetType = UNSET,
         scopes: Sequence[str] | UnsetType = UNSET,
         models: Sequence[str] | UnsetType | None = UNSET,
+        allow_remote: bool | UnsetType = UNSET,
         limits: Limits | UnsetType = UNSET,
         expires_at: float | UnsetType | None = UNSET,
     ) -> KeyInfo:
@@ -184,6 +187,7 @@ class Keys:
                 "name": _checked_name(name),
                 "scopes": scopes if scopes is UNSET else rules.check_scopes(scopes, role),
                 "models": models if models is UNSET else rules.check_models(models),
+                "allow_remote": allow_remote,
                 "limits": _checked_limits(limits),
                 "expires_at": _checked_expiry(expires_at),
             }
@@ -239,6 +243,7 @@ class Keys:
             name=info.name,
             scopes=frozenset(info.scopes) & rules.role_scopes(user.role),
             models=None if info.models is None else frozenset(info.models),
+            allow_remote=info.allow_remote,
             key_limits=info.limits,
             user_limits=self._accounts.effective_limits(user),
         )

@@ -32,6 +32,7 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         owner: id of the user it belongs to.
         models: ids it may name; None is all.
+        allow_remote: requests with it may be sent to other machines.
         prefix: the first twelve characters of the key.
         last4: its last four.
         last_used_at: to the minute.
@@ -44,6 +45,7 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     scopes: tuple[str, ...]
     models: tuple[str, ...] | None = None
+    allow_remote: bool = False
     limits: Limits = Limits()
     prefix: str
     last4: str

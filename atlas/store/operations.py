@@ -30,6 +30,7 @@ class CreateKey(Params, frozen=True, kw_only=True):
     user: str = ""
     scopes: tuple[Scope, ...] | None = None
     models: tuple[str, ...] | None = None
+    allow_remote: bool = False
     limits: Limits = Limits()
     expires_at: float | None = None
 
@@ -107,6 +108,7 @@ def _create_key(store: Store, wanted: CreateKey) -> dict[str, Any]:
         wanted.name,
         owner=find_user(store, wanted.user).id,
         models=wanted.models,
+        allow_remote=wanted.allow_remote,
         limits=wanted.limits,
         expires_at=wanted.expires_at,
         actor=ACTOR,

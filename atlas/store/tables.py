@@ -47,6 +47,7 @@ api_keys = sa.Table(
     sa.Column("owner", sa.ForeignKey("users.id"), nullable=False),
     sa.Column("scopes", sa.JSON, nullable=False),
     sa.Column("models", sa.JSON),  # JSON null for all
+    sa.Column("allow_remote", sa.Boolean, nullable=False),
     sa.Column("limits", sa.JSON, nullable=False),
     sa.Column("prefix", sa.String(12), nullable=False),
     sa.Column("last4", sa.String(4), nullable=False),

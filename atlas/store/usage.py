@@ -33,7 +33,11 @@ _SUMS = ("requests", "failed", "prompt_tokens", "cached_tokens", "completion_tok
 _EXTEND = (
     reservations.update()
     .where(reservations.c.request_id == sa.bindparam("id"))
-    .values(tokens=sa.bindparam("tokens"), cost=sa.bindparam("cost"))
+    .values(
+        tokens=sa.bindparam("tokens"),
+        cost=sa.bindparam("cost"),
+        model=sa.func.coalesce(sa.bindparam("model", type_=sa.String), reservations.c.model),
+    )
 )
 
 
@@ -41,6 +45,7 @@ class _Totals(NamedTuple):
     request_id: str
     tokens: int
     cost: int
+    model: str | None
 
 
 class UsageBook(UsageReports):
@@ -58,9 +63,9 @@ class UsageBook(UsageReports):
         """
         return self._ledger.batch(self._reserve, reservation)
 
-    def extend(self, request_id: str, *, tokens: int, cost: int) -> Written[None]:
-        """Set the reservation's new totals. A request that is settled stays as it is."""
-        return self._ledger.batch(self._extend, _Totals(request_id, tokens, cost))
+    def extend(self, request_id: str, *, tokens: int, cost: int, model: str | None = None) -> Written[None]:
+        """Set the reservation's new totals, and the model if another answers now. A request that is settled stays as it is."""
+        return self._ledger.batch(self._extend, _Totals(request_id, tokens, cost, model and _text(model, _MODEL_CHARS)))
 
     def settle(self, usage: Usage) -> Written[None]:
         """Turn the reservation into an event and add it to the sums, in one transaction; a second time changes nothing."""
@@ -98,7 +103,7 @@ class UsageBook(UsageReports):
         return self._sql.insert(connection, table, values[0].__struct_fields__, [_row(value) for value in values])
 
     def _extend(self, connection: sa.Connection, items: Sequence[_Totals]) -> Sequence[None]:
-        connection.execute(_EXTEND, [{"id": item.request_id, "tokens": item.tokens, "cost": item.cost} for item in items])
+        connection.execute(_EXTEND, [{"id": item.request_id, **item._asdict()} for item in items])
         return [None] * len(items)
 
     def _settle(self, connection: sa.Connection, items: Sequence[Usage]) -> Sequence[None]:

@@ -86,6 +86,14 @@ def test_a_short_preset_key_ends_the_server_in_one_line(launch_server: Launcher)
     assert server.stderr.read_text() == "atlas: ATLAS_API_KEY has 5 characters; it needs at least 16\n"
 
 
+def test_an_upstream_whose_key_is_missing_ends_the_server_in_one_line(launch_server: Launcher, tmp_path: Path) -> None:
+    config = tmp_path / "own.toml"
+    config.write_text('[fallback.upstreams.team]\nurl = "http://127.0.0.1:9/v1"\nkey_env = "NO_SUCH_KEY"\n')
+    server = launch_server(CONFIG=str(config))
+    assert server.process.wait(60) == 1
+    assert server.stderr.read_text().endswith("the key of 'team' is in NO_SUCH_KEY, which is not set; export it\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
 def test_a_killed_serving_process_is_replaced_and_keys_are_intact(server: RunningServer, number: signal.Signals) -> None:
     before = server.child

@@ -22,7 +22,7 @@ import uvloop
 from openai import OpenAI
 
 from atlas.dashboard import DashboardDeps, create_routes
-from atlas.engine import ModelRegistry, ScriptedEngine
+from atlas.engine import ModelRegistry, ScriptedEngine, Upstreams
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.log import RECENT
 from atlas.sandbox import Sandbox
@@ -166,6 +166,7 @@ def open_site(
         limits=settings.limits,
         sandbox=sandbox,
         journal=journal,
+        upstreams=Upstreams(settings.fallback, {}),
     )
 
     async def readiness() -> Readiness:
@@ -183,6 +184,7 @@ def open_site(
         draining=gateway.draining,
         sandbox=sandbox,
         journal=journal,
+        upstreams=gateway.upstreams,
         is_unsafe=is_unsafe,
     )
     try:

@@ -13,10 +13,10 @@ from litestar.handlers import HTTPRouteHandler
 from openai import AuthenticationError
 
 from atlas.dashboard.routes import HANDLERS
-from atlas.settings import AuthSettings, Settings
+from atlas.settings import AuthSettings, FallbackSettings, Settings, UpstreamSettings
 from atlas.store import open_live
 from atlas.types import Limits
-from tests.dashboard.site import PASSWORD, Person, Site, open_site
+from tests.dashboard.site import MODEL, PASSWORD, Person, Site, open_site
 
 EVIL = "<script>alert(1)</script>"
 SHOWN_KEY = re.compile(r'<pre id="new-key"[^>]*><code>(sk-llm-\w+)</code>')
@@ -202,6 +202,23 @@ def test_an_admin_is_not_an_owner(site: Site) -> None:
     assert site.store.accounts.get(member.id).role == "member"
     assert admin.send(f"/users/{member.id}", role="member", tokens_per_day="1,000").status_code == 200
     assert site.store.accounts.get(member.id).limits.tokens_per_day == 1000
+
+
+def test_a_key_leaves_this_machine_only_after_a_tick_and_the_models_page_shows_where_to(tmp_path: Path) -> None:
+    upstreams = {"team": UpstreamSettings(url="http://gpu2.example/v1")}
+    fallback = FallbackSettings(upstreams=upstreams, chains={MODEL: ("team/big",)})
+    with open_site(tmp_path, settings=Settings(fallback=fallback)) as site:
+        owner = site.owner()
+        shown(owner.send("/keys", name="home", scopes="chat"), SHOWN_KEY)
+        [info] = site.store.keys.list()
+        assert not info.allow_remote
+        assert owner.send(f"/keys/{info.id}", name="away", scopes="chat", models="team/big", allow_remote="1").status_code == 200
+        assert site.store.keys.get(info.id).allow_remote
+        assert "here and elsewhere" in owner.get("/keys").text
+        page = owner.get("/models").text
+        assert "team/big" in page
+        assert "elsewhere: keys need to allow it" in page
+        assert "http://gpu2.example/v1" in page
 
 
 def test_the_last_owner_stays(site: Site) -> None:

@@ -101,6 +101,15 @@ def test_toggle_and_delete_count_from_the_next_request(server: Running, member: 
     assert models_with(server, key) == 401
 
 
+def test_whether_a_key_may_leave_this_machine_is_shown_and_can_be_changed(server: Running, member: httpx.Client) -> None:
+    made = member.post("/api/keys", json={"name": "editor"}).json()
+    assert made["allow_remote"] is False
+    changed = member.patch(f"/api/keys/{made['id']}", json={"allow_remote": True}).json()
+    assert changed["allow_remote"] is True
+    assert server.deps.store.keys.verify(made["key"]).allow_remote
+    assert member.post("/api/keys", json={"name": "away", "allow_remote": True}).json()["allow_remote"] is True
+
+
 def test_rotation_keeps_the_old_key_for_its_grace_and_no_longer(server: Running, member: httpx.Client) -> None:
     made = member.post("/api/keys", json={"name": "rotated", "models": [MODEL]}).json()
     kept = member.post(f"/api/keys/{made['id']}/rotate", json={"grace_s": 600}).json()

@@ -34,6 +34,17 @@ def test_a_key_without_particulars_gets_the_default_scopes_and_all_models(store:
     assert principal.models is None
 
 
+def test_a_key_leaves_this_machine_only_if_it_says_so_and_keeps_that_when_rotated(reopen: OpenStore) -> None:
+    store = reopen()
+    assert not store.keys.verify(store.keys.mint("home").key).allow_remote
+    info = store.keys.mint("away", allow_remote=True).info
+    rotated = store.keys.rotate(info.id, actor="x")
+    assert reopen().keys.verify(rotated.key).allow_remote
+    store = reopen()
+    store.keys.update(rotated.info.id, actor="x", allow_remote=False)
+    assert not store.keys.verify(rotated.key).allow_remote
+
+
 def test_a_revoked_key_is_refused_at_once(store: Store) -> None:
     key, info = store.keys.mint("laptop")
     store.keys.revoke(info.id)

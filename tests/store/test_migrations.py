@@ -64,6 +64,7 @@ def test_keys_of_the_first_version_stay_valid_and_are_the_owners(
     principals = [store.keys.verify(key) for key in keys[:2]]
     assert {principal.owner for principal in principals} == {owner.id}
     assert [principal.scopes for principal in principals] == [set(DEFAULT_SCOPES), {"chat", "tasks"}]
+    assert [principal.allow_remote for principal in principals] == [False, False]
     assert [info.is_valid(300.0) for info in store.keys.list()] == [True, True, False]
     set_up(store)
     assert store.keys.verify(keys[0]).username == "ana"
