@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,11 @@ from atlas.launch import Failed, Launch, Ready, Report, die_with, read_launch
 from atlas.log import RECENT, configure_logging
 from atlas.ralph import WorkerOptions, Workforce
 from atlas.server import Server
-from atlas.serving import Models, Serving, control_handlers, held_directory, sandbox_socket
+from atlas.serving import EngineFactory, Models, Serving, control_handlers, held_directory, sandbox_socket
 from atlas.settings import HOT, RemoteSettings, load_settings, value_of, with_value
 from atlas.store import Journal, Store, open_journal, open_live, open_store
 
 log = structlog.get_logger("atlas.app")
-
-EngineFactory = Callable[[Launch], Awaitable[Engine]]
 
 SWITCH_INTERVAL_S = 1e-4  # a busy Python thread delays the engine's by this at most; 5 ms is Python's default (contracts.md 1)
 GC_THRESHOLDS = (10_000, 20, 20)  # a request makes some hundred objects and few cycles; Python's 700 is for small programs
@@ -76,7 +73,7 @@ async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
         if journal is not None:
             stack.push_async_callback(journal.close)
         try:
-            serving = Serving(launch, store, live, journal)
+            serving = Serving(launch, store, live, journal, make_engine=engine_factory)
         except OperatorError as error:
             report(launch, Failed(message=error.message))
             return 1
@@ -86,7 +83,7 @@ async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
         stack.callback(controller.close)
         stack.push_async_callback(serving.sandbox.close)
         tasks = [
-            asyncio.create_task(load(serving, server, engine_factory)),
+            asyncio.create_task(load(serving, server)),
             asyncio.create_task(keep_house(store, journal)),
             asyncio.create_task(reconcile(journal)),
             asyncio.create_task(start_sandbox(serving)),
@@ -100,8 +97,7 @@ async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if serving.engine is not None:
-            await serving.engine.close()
+        await serving.loaded.close()
         await serving.upstreams.close()
     return 0 if serving.failure is None else 1
 
@@ -139,6 +135,7 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
     settings = serving.settings
     deps = GatewayDeps(
         engine=lambda: serving.engine,
+        loaded=serving.loaded,
         models=Models(serving),
         readiness=serving.readiness,
         store=serving.store,
@@ -160,6 +157,7 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
     )
     pages = DashboardDeps(
         engine=deps.engine,
+        loaded=serving.loaded,
         registry=serving.registry,
         readiness=lambda: check_readiness(deps),
         store=serving.store,
@@ -178,10 +176,10 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
     return create_app(deps, extra_routes=create_routes(pages))
 
 
-async def load(serving: Serving, server: Server, engine_factory: EngineFactory) -> None:
+async def load(serving: Serving, server: Server) -> None:
     """Make the engine beside the running server, which answers /readyz meanwhile; then say that it is ready."""
     try:
-        engine = await engine_factory(serving.launch)
+        engine = await serving.make_engine(serving.launch)
     except OperatorError as error:
         serving.failure = error.message
         report(serving.launch, Failed(message=error.message))
@@ -197,7 +195,9 @@ async def load(serving: Serving, server: Server, engine_factory: EngineFactory) 
     gc.collect()
     gc.freeze()  # what has been made by now stays for good: the collector need not look at it again and again
     gc.set_threshold(*GC_THRESHOLDS)
-    serving.engine = engine
+    choice = serving.launch.model
+    serving.loaded.begin(engine, lambda: serving.make_engine(serving.launch), Path(choice.path) if choice else None)
+    serving.is_loading = False
     capabilities = engine.capabilities
     log.info("engine.loaded", model=capabilities.model, context_tokens=capabilities.context_tokens)
     report(

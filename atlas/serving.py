@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ import msgspec
 import structlog
 
 from atlas import control
-from atlas.engine import Engine, ModelRegistry, Upstreams
+from atlas.engine import Engine, LoadedModels, ModelRegistry, Upstreams
 from atlas.errors import ModelFileError, SettingsError
 from atlas.gateway import ModelInfo, Readiness, WorkerWatch
-from atlas.launch import Launch
+from atlas.launch import Launch, ModelChoice
 from atlas.sandbox import Sandbox
-from atlas.settings import sources_of
-from atlas.store import OPERATIONS, DataDirectory, Journal, Live, Store, run_operation, write_backup
+from atlas.settings import EngineSettings, sources_of
+from atlas.store import OPERATIONS, Change, DataDirectory, Journal, Live, Store, run_operation, write_backup
 
 log = structlog.get_logger("atlas.app")
+
+ACTOR = "operator"  # in the audit log: the person at the command line, as the store has it
+EngineFactory = Callable[[Launch], Awaitable[Engine]]
 
 REGISTRY_AGE_S = 1.0
 SOCKET_PATH_BYTES = 107  # unix(7)
@@ -35,7 +38,9 @@ class Serving:
         SettingsError: the key of an upstream is not where the settings say.
     """
 
-    def __init__(self, launch: Launch, store: Store, live: Live | None, journal: Journal | None) -> None:
+    def __init__(
+        self, launch: Launch, store: Store, live: Live | None, journal: Journal | None, *, make_engine: EngineFactory
+    ) -> None:
         self.launch = launch
         self.settings = launch.settings
         self.config = Path(launch.config_path) if launch.config_path else None
@@ -47,7 +52,9 @@ class Serving:
         self.worker_socket = held_directory(launch).path / "workers.sock" if journal else None
         self.registry = ModelRegistry(Path(launch.data_dir) / "models")
         self.upstreams = Upstreams(self.settings.fallback, os.environ)
-        self.engine: Engine | None = None
+        self.make_engine = make_engine
+        self.loaded = LoadedModels(self.settings.engine, find=self.registry.find, make=self.make_choice)
+        self.is_loading = True
         self.failure: str | None = None
         self.notices = launch.model.notices if launch.model else ()
         self.sandbox = Sandbox(
@@ -64,11 +71,25 @@ class Serving:
         except SettingsError:
             return {}
 
+    @property
+    def engine(self) -> Engine | None:
+        """Who answers where no model is named."""
+        return self.loaded.default
+
+    async def make_choice(self, choice: ModelChoice, engine: EngineSettings) -> Engine:
+        """Another model than the one the process was started with, or with other settings."""
+        settings = msgspec.structs.replace(self.settings, engine=engine)
+        return await self.make_engine(msgspec.structs.replace(self.launch, model=choice, settings=settings))
+
     def readiness(self) -> Readiness:
-        if self.engine is None:
+        if self.engine is not None:
+            return Readiness(status="ready", reasons=(*self.notices, *self.loaded.reasons()))
+        if self.is_loading:
             name = self.launch.model.id if self.launch.model else "the remote model"
             return Readiness(status="loading", reasons=(f"{name} is being loaded",))
-        return Readiness(status="ready", reasons=self.notices)
+        reasons = self.loaded.reasons() or ("no model is loaded; `atlas models load NAME` loads one",)
+        is_coming = "loading" in self.loaded.states().values()
+        return Readiness(status="loading" if is_coming else "unavailable", reasons=reasons)
 
 
 class Models:
@@ -80,16 +101,14 @@ class Models:
         self._read_at_s = -math.inf
 
     def loaded_id(self) -> str | None:
-        engine = self._serving.engine
-        return engine.capabilities.model if engine else None
+        return next(iter(self._serving.loaded.engines()), None)
 
     def ids(self) -> Sequence[str]:
-        loaded = self.loaded_id()
-        return tuple(dict.fromkeys((*((loaded,) if loaded else ()), *self._here())))
+        return tuple(dict.fromkeys((*self._serving.loaded.engines(), *self._here())))
 
     def info(self, model_id: str) -> ModelInfo | None:
-        engine = self._serving.engine
-        if engine is not None and model_id == engine.capabilities.model:
+        engine = self._serving.loaded.engines().get(model_id)
+        if engine is not None:
             return ModelInfo(id=model_id, context_tokens=engine.capabilities.context_tokens)
         return ModelInfo(id=model_id) if model_id in self._here() else None
 
@@ -118,6 +137,13 @@ def held_directory(launch: Launch) -> DataDirectory:
     return directory
 
 
+class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Parameters of models.load and models.unload."""
+
+    name: str
+    instead_of: str = ""
+
+
 class Backup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Parameters of backup: the file to write."""
 
@@ -142,6 +168,22 @@ def control_handlers(serving: Serving) -> dict[str, control.Handler]:
         manifest = await asyncio.to_thread(write_backup, held_directory(launch), target, ledger_url=ledger_url, live_url=live_url)
         return {"files": len(manifest.files)}
 
+    async def load(params: dict[str, Any]) -> dict[str, Any]:
+        wanted = msgspec.convert(params, Load)
+        engine = await serving.loaded.load(wanted.name, instead_of=wanted.instead_of)
+        await note("model.loaded", wanted.name)
+        return {"model": engine.capabilities.model, "context_tokens": engine.capabilities.context_tokens}
+
+    async def unload(params: dict[str, Any]) -> dict[str, Any]:
+        wanted = msgspec.convert(params, Load)
+        await serving.loaded.unload(wanted.name)
+        await note("model.unloaded", wanted.name)
+        return {"model": wanted.name}
+
+    async def note(action: str, model: str) -> None:
+        change = Change(at=time.time(), actor=ACTOR, action=action, object=model[:64])
+        await asyncio.to_thread(serving.store.audit.note, change)
+
     async def status(_params: dict[str, Any]) -> dict[str, Any]:
         state = serving.readiness()
         engine = serving.engine
@@ -156,8 +198,10 @@ def control_handlers(serving: Serving) -> dict[str, control.Handler]:
             "status": state.status,
             "reasons": state.reasons,
             "model": engine.capabilities.model if engine else None,
+            "models": serving.loaded.states(),
             "restarts": launch.restarts,
             "workers": serving.workers.counts(),
         }
 
-    return {**{method: operation(method) for method in OPERATIONS}, "backup": backup, "status": status}
+    own = {"backup": backup, "status": status, "models.load": load, "models.unload": unload}
+    return {**{method: operation(method) for method in OPERATIONS}, **own}

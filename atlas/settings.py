@@ -146,6 +146,7 @@ class EngineSettings(Section, frozen=True, kw_only=True):
     draft_model: str = ""
     draft_tokens: Annotated[int, msgspec.Meta(ge=1, le=32)] = 16
     embedder: str = "auto"
+    sleep_after_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     offline: bool = False
 
 

@@ -13,9 +13,13 @@ from typing import Any
 import click
 import msgspec
 
+from atlas import control
 from atlas.cli.options import find_directory, json_option, read_settings, settings_options
 from atlas.engine import ModelRegistry
+from atlas.errors import OperatorError
 from atlas.settings import Settings
+
+LOAD_TIMEOUT_S = 3600.0  # a large model from a slow disk, or the last of long answers
 
 
 @click.group()
@@ -75,6 +79,41 @@ def remove(name: str, as_json: bool, config: Path | None, data_dir: str | None) 
     """Forget a model; deletes the file if it was downloaded, leaves it if it was added."""
     model = find_registry(read_settings(config, data_dir), create=True).remove(name)
     _print(model, as_json, f"{model.id} is {'removed; its file stays' if model.url is None else 'deleted'}: {model.path}")
+
+
+@models.command()
+@click.argument("name")
+@click.option("--instead-of", default="", help="A loaded model that goes first, when its answers are done.")
+@json_option
+@settings_options
+def load(name: str, instead_of: str, as_json: bool, config: Path | None, data_dir: str | None) -> None:
+    """Load a model of this machine into the running server, beside what is loaded or instead of it."""
+    found = _ask(read_settings(config, data_dir), "models.load", {"name": name, "instead_of": instead_of})
+    _say(found, as_json, f"{found['model']} is loaded, with {found['context_tokens']} tokens of context")
+
+
+@models.command()
+@click.argument("name")
+@json_option
+@settings_options
+def unload(name: str, as_json: bool, config: Path | None, data_dir: str | None) -> None:
+    """Unload a model of the running server: refused to new requests at once, freed when its answers are done."""
+    found = _ask(read_settings(config, data_dir), "models.unload", {"name": name})
+    _say(found, as_json, f"{found['model']} is unloaded")
+
+
+def _ask(settings: Settings, method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The running server's answer, whenever it comes."""
+    directory = find_directory(settings)
+    try:
+        found = control.call(directory.control_socket, method, params, timeout_s=LOAD_TIMEOUT_S)
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise OperatorError(f"no server runs on {directory.path}; start one with `atlas serve --model NAME`") from None
+    return dict(found)
+
+
+def _say(found: dict[str, Any], as_json: bool, sentence: str) -> None:
+    print(json.dumps(found) if as_json else sentence, file=sys.stdout if as_json else sys.stderr)
 
 
 def find_registry(settings: Settings, *, create: bool = False) -> ModelRegistry:

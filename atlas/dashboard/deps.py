@@ -9,7 +9,7 @@ from secrets import token_urlsafe
 from typing import Any, Protocol
 
 from atlas.dashboard.memory import Memory
-from atlas.engine import Engine, ModelRegistry, Upstreams
+from atlas.engine import Engine, LoadedModels, ModelRegistry, Upstreams
 from atlas.errors import AtlasError
 from atlas.sandbox import Sandbox
 from atlas.settings import FallbackSettings, Settings
@@ -102,7 +102,8 @@ class DashboardDeps:
     Attributes:
         live: None where limits are not counted.
         journal: of tasks; None where there is no Redis (tests).
-        engine: the engine, or None while the model loads.
+        engine: who answers where no model is named; None while none is loaded.
+        loaded: the models of this process, to load and unload; None where there is just `engine` (tests).
         sources: "section.name" -> where its value comes from: file, env or flag; those left out are defaults, or not known.
         hot: "section.name" of the settings that can change while the server runs.
         draining: set when the server begins to stop; event streams end then.
@@ -124,8 +125,20 @@ class DashboardDeps:
     hot: frozenset[str] = frozenset()
     sandbox: Sandbox | None = None
     journal: Journal | None = None
+    loaded: LoadedModels | None = None
     upstreams: Upstreams = field(default_factory=lambda: Upstreams(FallbackSettings(), {}))
     is_unsafe: bool = False
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     memory: Memory = field(default_factory=Memory)
     csrf: str = field(default_factory=lambda: token_urlsafe(32))
+
+    def engines(self) -> Mapping[str, Engine]:
+        """Those that answer, by the id of their model; the first is the default."""
+        if self.loaded is not None:
+            return self.loaded.engines()
+        engine = self.engine()
+        return {engine.capabilities.model: engine} if engine else {}
+
+    def model_states(self) -> Mapping[str, str]:
+        """loading, ready, asleep, waking or leaving, by id."""
+        return self.loaded.states() if self.loaded is not None else dict.fromkeys(self.engines(), "ready")

@@ -222,12 +222,11 @@ def scopes_for(view: View, key: KeyInfo | None = None) -> dict[str, str]:
 
 
 def models_of(view: View) -> tuple[str, ...]:
-    """Ids a key may be limited to: the loaded one, with each of its adapters, those on this machine, and who stands in."""
-    engine = view.deps.engine()
-    loaded = engine.capabilities.model if engine else ""
-    adapted = [f"{loaded}:{adapter.name}" for adapter in engine.adapters()] if engine else []
+    """Ids a key may be limited to: loaded ones, those with an adapter, those on this machine, and who stands in."""
+    engines = view.deps.engines()
+    adapted = [f"{model}:{adapter.name}" for model, engine in engines.items() for adapter in engine.adapters()]
     standing_in = (*view.deps.settings().fallback.chains, *view.deps.upstreams.engines)
-    return tuple(dict.fromkeys((*([loaded] if loaded else []), *adapted, *view.deps.registry.installed(), *standing_in)))
+    return tuple(dict.fromkeys((*engines, *adapted, *view.deps.registry.installed(), *standing_in)))
 
 
 def is_paused(key: KeyInfo, now_s: float) -> bool:

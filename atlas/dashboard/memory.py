@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ class Memory:
         playground_keys: session id -> id of the key its playground uses.
         briefs: task id -> what the list says of a closed task.
         streams: session id -> open event streams.
+        working: what goes on when the page that began it is closed.
     """
 
     hardware: Hardware = field(default_factory=Hardware)
@@ -32,6 +34,13 @@ class Memory:
     playground_keys: OrderedDict[str, str] = field(default_factory=OrderedDict)
     briefs: OrderedDict[str, Any] = field(default_factory=OrderedDict)  # of tasks_reading.Brief
     streams: Counter[str] = field(default_factory=Counter)
+    working: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def keep(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Until it is done."""
+        self.working.add(task)
+        task.add_done_callback(self.working.discard)
+        return task
 
     def remember_key(self, session_id: str, key_id: str) -> None:
         self.playground_keys[session_id] = key_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from litestar import Response, get, post
@@ -13,8 +14,11 @@ from atlas.dashboard.forms import Form, read_form
 from atlas.dashboard.messages import done
 from atlas.dashboard.status import show
 from atlas.dashboard.view import HTTPRequest, View, fragment, redirect, view_of
-from atlas.errors import AtlasError, Conflict
+from atlas.engine import LoadedModels
+from atlas.errors import AtlasError, Conflict, Unsupported
 from atlas.store import Change
+
+MISTAKES_S = 1.0  # a model that cannot be loaded for a reason that is in its name or its size is known to fail by then
 
 
 @get("/models", opt={"access": "page"})
@@ -37,14 +41,15 @@ async def models_page(view: View, *, error: AtlasError | None = None, form: Form
 
 
 async def panels(view: View) -> dict[str, Markup]:
-    engine = view.deps.engine()
     installed = await asyncio.to_thread(view.deps.registry.installed)
-    what, stats = (engine.capabilities, engine.stats()) if engine else (None, None)
+    loaded, states = view.deps.loaded, view.deps.model_states()
     return {
-        "loaded": fragment(view, "parts/loaded.html", what=what, stats=stats),
+        "loaded": fragment(
+            view, "parts/loaded.html", engines=view.deps.engines(), states=states, failure=loaded.failure if loaded else ""
+        ),
         "upstreams": upstreams_panel(view),
         "pulls": fragment(view, "parts/pulls.html", pulls=view.deps.memory.pulls.shown()),
-        "installed": fragment(view, "parts/installed.html", installed=installed, loaded=what.model if what else ""),
+        "installed": fragment(view, "parts/installed.html", installed=installed, states=states),
     }
 
 
@@ -80,14 +85,50 @@ async def remove(request: HTTPRequest) -> Response[str]:
     form = await read_form(request, view)
     name = form.text("name")
     try:
-        engine = view.deps.engine()
-        if engine is not None and engine.capabilities.model == name:
-            raise Conflict(f"{name} is loaded; start the server with another model before you remove it")
+        if name in view.deps.model_states():
+            raise Conflict(f"{name} is loaded; unload it before you remove it")
         await asyncio.to_thread(view.deps.registry.remove, name)
         await note(view, "model.removed", name)
     except AtlasError as error:
         return await models_page(view, error=error)
     return redirect("/models?done=removed")
+
+
+@post("/models/load", opt={"access": "page-admin"})
+async def load(request: HTTPRequest) -> Response[str]:
+    """It may take minutes: the page says how it stands, and the error of one that fails at once."""
+    view = view_of(request)
+    form = await read_form(request, view)
+    name, instead_of = form.text("name"), form.text("instead_of")
+    return await _done_soon(view, "model.loaded", name, lambda loaded: loaded.load(name, instead_of=instead_of))
+
+
+@post("/models/unload", opt={"access": "page-admin"})
+async def unload(request: HTTPRequest) -> Response[str]:
+    view = view_of(request)
+    form = await read_form(request, view)
+    name = form.text("name")
+    return await _done_soon(view, "model.unloaded", name, lambda loaded: loaded.unload(name))
+
+
+async def _done_soon(view: View, action: str, name: str, act: Callable[[LoadedModels], Awaitable[object]]) -> Response[str]:
+    """Begin it; whoever has to be told of a mistake is told, else it goes on by itself."""
+    loaded = view.deps.loaded
+    if loaded is None:
+        return await models_page(view, error=Unsupported("this server loads no models while it runs"))
+
+    async def work() -> None:
+        await act(loaded)
+        await note(view, action, name)
+
+    working = view.deps.memory.keep(asyncio.create_task(work()))
+    await asyncio.wait({working}, timeout=MISTAKES_S)
+    error = working.exception() if working.done() else None
+    if isinstance(error, AtlasError):
+        return await models_page(view, error=error)
+    if error is not None:
+        raise error
+    return redirect("/models")
 
 
 async def note(view: View, action: str, name: str) -> None:

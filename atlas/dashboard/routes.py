@@ -55,6 +55,8 @@ HANDLERS = (
     models.models,
     models.pull,
     models.remove,
+    models.load,
+    models.unload,
     sandbox.sandbox,
     keys.keys,
     keys.create,

@@ -7,6 +7,7 @@ ends. Three engines show this face: a llama.cpp context in this process, any Ope
 from atlas.engine.face import Engine
 from atlas.engine.group import Group
 from atlas.engine.load import load_engine
+from atlas.engine.loaded import LoadedModels
 from atlas.engine.pull import download
 from atlas.engine.registry import ModelRegistry
 from atlas.engine.remote import RemoteEngine
@@ -16,6 +17,7 @@ from atlas.engine.upstream import Upstream, Upstreams
 __all__ = [
     "Engine",
     "Group",
+    "LoadedModels",
     "ModelRegistry",
     "RemoteEngine",
     "ScriptedEngine",

@@ -73,6 +73,8 @@ async def _load_adapters(engine: LlamaEngine, settings: EngineSettings) -> None:
 class LlamaEngine:
     """A llama.cpp model in this process; satisfies `Engine`."""
 
+    is_asleep = False
+
     def __init__(
         self,
         opened: Opened,

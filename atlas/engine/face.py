@@ -20,6 +20,10 @@ class Engine(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
+    @property
+    def is_asleep(self) -> bool:
+        """Whether the next request has to wait until the model is loaded again."""
+
     def stats(self) -> EngineStats: ...
 
     async def submit(self, prompt: Prompt) -> Group:

@@ -1,4 +1,4 @@
-"""What an engine answers that has no adapters of its own."""
+"""What an engine answers that has no adapters of its own, and is always awake."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ class NoAdapters:
     """For an engine class to inherit."""
 
     capabilities: Capabilities
+    is_asleep = False
 
     def adapters(self) -> tuple[AdapterInfo, ...]:
         return ()

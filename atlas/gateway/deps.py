@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
 
-from atlas.engine import Engine, Upstreams
+from atlas.engine import Engine, LoadedModels, Upstreams
 from atlas.gateway.sandbox_watch import SandboxWatch
 from atlas.gateway.throttle import Throttle
 from atlas.gateway.traffic import Traffic
@@ -68,7 +68,8 @@ class GatewayDeps:
     """Everything the gateway is given.
 
     Attributes:
-        engine: the engine, or None while the model loads: then answering routes say 503 with Retry-After.
+        engine: who answers where no model is named; None while none is loaded: then answering routes say 503 with Retry-After.
+        loaded: the models of this process, to load and unload; None where there is just `engine` (tests).
         readiness: for /readyz; asked on each call, so it must be cheap.
         draining: set when the server begins to stop. From then on new requests get 503; open answers go on for
             `server.drain_timeout_s`, then end with an error event. The HTTP server should wait about a second longer.
@@ -89,6 +90,7 @@ class GatewayDeps:
     """
 
     engine: Callable[[], Engine | None]
+    loaded: LoadedModels | None = None
     models: ModelCatalog
     readiness: Callable[[], Readiness]
     store: Store
@@ -111,3 +113,10 @@ class GatewayDeps:
     auth: AuthSettings = field(default_factory=AuthSettings)
     anthropic: AnthropicSettings = field(default_factory=AnthropicSettings)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def engines(self) -> Mapping[str, Engine]:
+        """Those that answer, by the id of their model; the first is the default."""
+        if self.loaded is not None:
+            return self.loaded.engines()
+        engine, model = self.engine(), self.models.loaded_id()
+        return {model: engine} if engine is not None and model is not None else {}

@@ -338,7 +338,7 @@ def _usage_line(usage: Usage) -> dict[str, Any]:
 
 
 def still_loading() -> EngineUnavailable:
-    return EngineUnavailable("the model is still loading; /readyz says when it is ready", retry_after_s=2)
+    return EngineUnavailable("no model is loaded yet, or any more; /readyz says how it stands", retry_after_s=2)
 
 
 def exchange_of(request: HTTPRequest) -> Exchange:

@@ -107,6 +107,7 @@ class MeteredRequest:
         self._prompts: Sequence[Prompt] = ()
         self._engine: Engine | None = None
         self._queue: AdmissionQueue | None = None
+        self._is_waking = self._is_stopped = False
         self._num_candidates = 0
         self._allowance = 0  # completion tokens per candidate that are paid for
         self._ticket: Ticket | None = None
@@ -117,13 +118,7 @@ class MeteredRequest:
     # -- the way in --
 
     async def enter(self, engine: Engine, prompts: Sequence[Prompt]) -> None:
-        """Count, admit, reserve, and run or queue.
-
-        Raises:
-            EngineOverloaded: the queue is full.
-            BadRequest: whatever the engine finds wrong with a prompt.
-            AtlasError: as `Charge.open`.
-        """
+        """Count, admit, reserve, and run or queue. Raises as `prepare`."""
         await self.prepare(engine, prompts, model=self._model)
         await self._line_up()
 
@@ -162,10 +157,12 @@ class MeteredRequest:
         self.stop()
         self._leave()
         self._ticket, self._watchers, self.groups = None, [], []
+        self._is_waking = self._is_stopped = False
 
     async def _line_up(self) -> None:
         assert self._queue is not None  # it has been prepared
         self._ticket = self._queue.enter(self.principal.owner, priority=self._priority, cost=self._num_candidates)
+        self._is_waking = self._engine is not None and self._engine.is_asleep
         if not self.is_queued:
             await self._submit()
 
@@ -198,13 +195,14 @@ class MeteredRequest:
 
     @property
     def is_queued(self) -> bool:
-        """Whether it waits for a place."""
-        return self._ticket is not None and self._ticket.is_waiting
+        """Whether it waits for a place, or for its model to be woken."""
+        return self._is_waking or (self._ticket is not None and self._ticket.is_waiting)
 
     @property
     def queue_position(self) -> int:
         """1 is next; 0 is not waiting."""
-        return self._queue.position(self._ticket) if self._queue is not None and self._ticket is not None else 0
+        position = self._queue.position(self._ticket) if self._queue is not None and self._ticket is not None else 0
+        return position or int(self._is_waking)
 
     async def started(self) -> None:
         """Wait for a place and hand the prompts to the engine. If it is ended while it waits, there are no groups afterwards.
@@ -227,6 +225,9 @@ class MeteredRequest:
             )
             group = await self._engine.submit(paid)
             self.groups.append(group)
+            self._is_waking = False
+            if self._is_stopped:  # while it waited for its model
+                group.cancel()
             if self._slice(prompt.max_tokens) > self._allowance:
                 self._watchers.append(asyncio.create_task(self._extend_ahead(group, prompt.max_tokens)))
         if self._num_candidates > 1:
@@ -295,6 +296,7 @@ class MeteredRequest:
 
     def stop(self) -> None:
         """Leave the queue; cancel what is still done for it."""
+        self._is_stopped = True
         if self.work is not None:
             self.work.cancel()
         if self.is_queued:

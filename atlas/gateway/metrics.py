@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from atlas.engine import Engine
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.meter import Meter
@@ -171,10 +172,18 @@ class EngineCollector(Collector):
         self.deps = deps
 
     def collect(self) -> Iterator[Metric]:
-        engine = self.deps.engine()
-        if engine is None:
-            return
+        families: dict[str, Metric] = {}  # one each, however many models there are
+        for engine in self.deps.engines().values():
+            for family in self._of(engine):
+                known = families.setdefault(family.name, family)
+                if known is not family:
+                    known.samples += family.samples
+        yield from families.values()
+
+    @staticmethod
+    def _of(engine: Engine) -> Iterator[Metric]:
         stats, model = engine.stats(), [engine.capabilities.model]
+        yield _gauge("atlas_engine_asleep", "Whether the next request has to wait for the model", {"": engine.is_asleep}, model)
         yield _gauge("atlas_requests_running", "Candidates prefilling or decoding", {"": stats.num_running}, model)
         yield _gauge("atlas_requests_waiting", "Candidates queued", {"": stats.num_waiting}, model)
         cells = {"used": stats.cells_used, "live": stats.cells_live, "total": stats.cells_total}

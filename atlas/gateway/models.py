@@ -9,7 +9,7 @@ from litestar import get
 from litestar.params import FromPath
 
 from atlas.engine import Engine
-from atlas.errors import AtlasError, ModelNotAllowed, ModelNotFound, ModelNotLoaded, Unsupported
+from atlas.errors import AtlasError, EngineUnavailable, ModelNotAllowed, ModelNotFound, ModelNotLoaded, Unsupported
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of, still_loading
 from atlas.gateway.openapi import NAMING, READING, replies
@@ -32,11 +32,17 @@ def choose_chat(exchange: Exchange, model: str) -> Chosen:
     if not is_atlas(deps, model):
         return Chosen(choose_answering(exchange, model), is_proved=False)
     check_allowed(exchange, ATLAS)
-    engine, loaded = deps.engine(), deps.models.loaded_id()
-    if engine is None or loaded is None:
-        raise still_loading()
+    loaded, engine = default_of(deps)
     exchange.model = loaded
     return Chosen(engine, is_proved=True)
+
+
+def default_of(deps: GatewayDeps) -> tuple[str, Engine]:
+    """Who answers where no model is named. Raises EngineUnavailable: none is loaded."""
+    found = next(iter(deps.engines().items()), None)
+    if found is None:
+        raise still_loading()
+    return found
 
 
 def is_atlas(deps: GatewayDeps, model: str) -> bool:
@@ -69,8 +75,7 @@ def choose_answering(exchange: Exchange, model: str) -> Engine:
 
 def is_model(deps: GatewayDeps, model: str) -> bool:
     """Whether some model has this id, rather than a chain alone."""
-    engine = deps.engine()
-    return model in deps.upstreams.engines or model in deps.models.ids() or (engine is not None and model in adapter_ids(engine))
+    return model in deps.upstreams.engines or model in deps.models.ids() or model in all_adapters(deps)
 
 
 def is_elsewhere(deps: GatewayDeps, model: str) -> bool:
@@ -103,52 +108,62 @@ def choose_engine(exchange: Exchange, model: str) -> Engine:
         ModelNotLoaded: it is registered, but another one is loaded.
         EngineUnavailable: nothing is loaded yet.
     """
-    engine, loaded = exchange.deps.engine(), exchange.deps.models.loaded_id()
-    if engine is not None and model == loaded:  # nearly always: nothing else has to be looked at
+    deps = exchange.deps
+    engine = deps.engines().get(model)
+    if engine is not None:  # nearly always: nothing else has to be looked at
         check_allowed(exchange, model)
         exchange.model = model
         return engine
-    if engine is not None and model in adapter_ids(engine):
+    if (engine := engine_of_adapter(deps, model)) is not None:
         check_allowed(exchange, model)
         exchange.model, exchange.adapter = model, adapter_ids(engine)[model]
         return engine
-    engine = _engine_knowing(exchange, model)
-    if is_elsewhere(exchange.deps, model):
+    check_known(exchange, model)
+    loaded, _ = default_of(deps)
+    if is_elsewhere(deps, model):
         raise Unsupported(f"model {model!r} answers chats and completions only, here or elsewhere; use {loaded!r}", param="model")
-    if is_atlas(exchange.deps, model):
+    if is_atlas(deps, model):
         raise Unsupported(f"model {ATLAS!r} answers chats: chat completions, messages, responses; use {loaded!r}", param="model")
-    if model == engine.capabilities.embeddings != loaded:
+    if model in embedding_ids(deps):
         raise Unsupported(f"model {model!r} only makes embeddings; {loaded!r} answers", param="model")
-    if model != loaded:
-        raise ModelNotLoaded(
-            f"model {model!r} is registered, but {loaded!r} is loaded; start with --model {model}", param="model"
-        )
-    exchange.model = model
-    return engine
+    check_settled(deps, model)
+    raise ModelNotLoaded(
+        f"model {model!r} is registered, but {', '.join(map(repr, deps.engines()))} is loaded; "
+        f"load it on the page Models, with `atlas models load {model}`, or start with --model {model}",
+        param="model",
+    )
+
+
+def check_settled(deps: GatewayDeps, model: str) -> None:
+    """Raises EngineUnavailable while a model comes or goes: soon it is known whether it answers."""
+    state = deps.loaded.states().get(model) if deps.loaded is not None else None
+    if state in ("loading", "leaving"):
+        doing = "loaded" if state == "loading" else "unloaded"
+        raise EngineUnavailable(f"model {model!r} is being {doing}", retry_after_s=5)
 
 
 def choose_embedder(exchange: Exchange, model: str) -> Engine:
     """The engine that embeds for this id: the embedding model's, or the loaded model's. Raises as `choose_engine`."""
-    engine = _engine_knowing(exchange, model)
-    if engine.capabilities.embeddings is None:
+    deps = exchange.deps
+    check_known(exchange, model)
+    embedders = embedding_ids(deps)
+    if not embedders:
         raise Unsupported('this server runs without an embedding model (engine.embedder = "off")', param="model")
-    if model in adapter_ids(engine):
+    if engine_of_adapter(deps, model) is not None:
         raise Unsupported(f"model {model!r} answers only; embeddings are made without adapters", param="model")
-    if model != engine.capabilities.embeddings:
+    if model not in embedders:
         return choose_engine(exchange, model)
     exchange.model = model
-    return engine
+    return embedders[model]
 
 
-def _engine_knowing(exchange: Exchange, model: str) -> Engine:
-    engine = exchange.deps.engine()
-    if engine is None:  # whether the name is right is not known yet: a file's id comes with the engine
-        raise still_loading()
-    ids = known_ids(exchange.deps, engine)
+def check_known(exchange: Exchange, model: str) -> None:
+    """Raises as `choose_engine`, where the id means nothing here, or nothing to this key."""
+    default_of(exchange.deps)  # without one, whether the name is right is not known yet: a file's id comes with the engine
+    ids = known_ids(exchange.deps)
     if model not in ids:
         raise unknown_model(model, ids)
     check_allowed(exchange, model)
-    return engine
 
 
 def check_allowed(exchange: Exchange, model: str) -> None:
@@ -172,22 +187,37 @@ def adapter_ids(engine: Engine) -> dict[str, str]:
     return {f"{engine.capabilities.model}:{adapter.name}": adapter.name for adapter in engine.adapters()}
 
 
-def known_ids(deps: GatewayDeps, engine: Engine | None) -> list[str]:
-    """Ids of the catalogue and of adapters, the embedding model's if it is another one, of chains, and `atlas`."""
-    ids = [*deps.models.ids(), *(adapter_ids(engine) if engine else ())]
-    embedding = engine.capabilities.embeddings if engine else None
-    further = [embedding] if embedding and embedding not in ids else []
-    further += [name for name in (*deps.settings.fallback.chains, *deps.upstreams.engines) if name not in ids]
-    return [*ids, *further, *([ATLAS] if is_atlas(deps, ATLAS) else [])]
+def engine_of_adapter(deps: GatewayDeps, model: str) -> Engine | None:
+    """The loaded model of an adapter's id; None if it is none."""
+    engine = deps.engines().get(model.rpartition(":")[0])
+    return engine if engine is not None and model in adapter_ids(engine) else None
+
+
+def all_adapters(deps: GatewayDeps) -> list[str]:
+    return [model for engine in deps.engines().values() for model in adapter_ids(engine)]
+
+
+def embedding_ids(deps: GatewayDeps) -> dict[str, Engine]:
+    """Engines by what their embeddings are made with; of several the first."""
+    found: dict[str, Engine] = {}
+    for engine in deps.engines().values():
+        if engine.capabilities.embeddings is not None:
+            found.setdefault(engine.capabilities.embeddings, engine)
+    return found
+
+
+def known_ids(deps: GatewayDeps) -> list[str]:
+    """Ids of the catalogue and of adapters, of embedding models, of chains and upstreams, and `atlas`."""
+    ids = [*deps.models.ids(), *all_adapters(deps), *embedding_ids(deps), *deps.settings.fallback.chains, *deps.upstreams.engines]
+    return [*dict.fromkeys(ids), *([ATLAS] if is_atlas(deps, ATLAS) else [])]
 
 
 @get("/v1/models", opt={"access": "key"}, tags=["models"], summary="List the models", responses=replies(ModelList, READING))
 async def list_models(request: HTTPRequest) -> ModelList:
     exchange = exchange_of(request)
     deps, allowed = exchange.deps, allowed_models(exchange)
-    engine = deps.engine()
-    ids = [model_id for model_id in known_ids(deps, engine) if allowed is None or model_id in allowed]
-    return ModelList(data=[describe(deps, engine, model_id) for model_id in ids])
+    ids = [model_id for model_id in known_ids(deps) if allowed is None or model_id in allowed]
+    return ModelList(data=[describe(deps, model_id) for model_id in ids])
 
 
 @get(
@@ -200,21 +230,22 @@ async def list_models(request: HTTPRequest) -> ModelList:
 async def get_model(request: HTTPRequest, model_id: FromPath[str]) -> Model:
     exchange = exchange_of(request)
     deps = exchange.deps
-    engine = deps.engine()
     wanted = model_id.removeprefix("/")
-    ids = known_ids(deps, engine)
+    ids = known_ids(deps)
     if wanted not in ids:
         raise unknown_model(wanted, ids)
     check_allowed(exchange, wanted)
-    return describe(deps, engine, wanted)
+    return describe(deps, wanted)
 
 
-def describe(deps: GatewayDeps, engine: Engine | None, model_id: str) -> Model:
-    """What is known of a model: of the loaded one by its engine, of the others by the catalogue."""
+def describe(deps: GatewayDeps, model_id: str) -> Model:
+    """What is known of a model: of a loaded one by its engine, of the others by the catalogue."""
+    engine = deps.engines().get(model_id)
+    default = next(iter(deps.engines().values()), None)
     info = deps.models.info(model_id)
     model = Model(id=model_id, created=info.created if info else 0, owned_by=info.owned_by if info else "atlas", is_loaded=False)
     context_tokens = info.context_tokens if info else 0
-    if engine is not None and model_id == deps.models.loaded_id():
+    if engine is not None:
         what = engine.capabilities
         model.is_loaded, context_tokens = True, what.context_tokens
         model.meta = ModelMeta(
@@ -224,13 +255,13 @@ def describe(deps: GatewayDeps, engine: Engine | None, model_id: str) -> Model:
             size=what.size_bytes,
             architecture=what.architecture,
         )
-    elif engine is not None and model_id in adapter_ids(engine):
-        model.is_loaded, context_tokens, model.parent = True, engine.capabilities.context_tokens, engine.capabilities.model
-    elif engine is not None and model_id == engine.capabilities.embeddings:
+    elif (base := engine_of_adapter(deps, model_id)) is not None:
+        model.is_loaded, context_tokens, model.parent = True, base.capabilities.context_tokens, base.capabilities.model
+    elif model_id in embedding_ids(deps):
         model.is_loaded = True
     elif (upstream_engine := deps.upstreams.engines.get(model_id)) is not None:
         model.is_loaded, model.owned_by = True, upstream_engine.upstream.name
-    elif engine is not None and is_atlas(deps, model_id):
-        model.is_loaded, context_tokens = True, engine.capabilities.context_tokens
+    elif default is not None and is_atlas(deps, model_id):
+        model.is_loaded, context_tokens = True, default.capabilities.context_tokens
     model.max_model_len = model.context_length = context_tokens or None
     return model

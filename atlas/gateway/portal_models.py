@@ -41,8 +41,7 @@ class CatalogReply(Wire):
 )
 async def list_catalog(request: HTTPRequest) -> CatalogReply:
     deps = exchange_of(request).deps
-    engine = deps.engine()
-    models = [describe(deps, engine, model_id) for model_id in known_ids(deps, engine)]
+    models = [describe(deps, model_id) for model_id in known_ids(deps)]
     entries = [
         CatalogEntry(
             model_id=model.id,

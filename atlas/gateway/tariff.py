@@ -38,7 +38,7 @@ async def count_prompt(engine: Engine, prompt: Prompt) -> int:
         ContextLengthExceeded: no answer would fit behind it; before anything is charged.
     """
     what = engine.capabilities
-    if not what.tokenize:
+    if not what.tokenize or engine.is_asleep:  # it is not woken before somebody pays for what it is woken for
         bound = most_prompt_tokens(prompt)
         return min(bound, what.context_tokens or bound)
     count = await engine.count_tokens(prompt)

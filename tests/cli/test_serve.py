@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cli.conftest import RunningServer, wait_for
+from tests import ggufs
+from tests.cli.conftest import RunningServer, run_cli, wait_for
 
 Launcher = Callable[..., RunningServer]
 
@@ -262,6 +263,25 @@ def test_keys_are_created_listed_and_revoked_through_the_running_server(server: 
     [laptop] = [info for info in listed if info["name"] == "laptop"]
     assert server.cli("keys", "revoke", laptop["id"]).returncode == 0
     assert server.chat().status_code == 401
+
+
+def test_models_are_loaded_and_unloaded_through_the_running_server(server: RunningServer) -> None:
+    assert server.cli("models", "add", str(ggufs.tiny_calm()), "--name", "second").returncode == 0
+    made = server.cli("models", "load", "second", "--json")
+    assert (made.returncode, json.loads(made.stdout)["model"]) == (0, "second"), made.stderr
+    assert server.chat(model="second").json()["model"] == "second"
+    assert server.chat().json()["model"] == "scripted"
+    refused = server.cli("models", "load", "no-such-model")
+    assert (refused.returncode, refused.stderr.startswith("atlas: no model 'no-such-model'")) == (1, True)
+    assert server.cli("models", "unload", "second").stderr == "second is unloaded\n"
+    assert server.chat(model="second").status_code == 409
+
+
+def test_loading_needs_a_running_server(tmp_path: Path) -> None:
+    run = run_cli("models", "load", "nano", ATLAS_HOME=str(tmp_path / "data"))
+    assert run.returncode == 1
+    assert "no server runs on" in run.stderr
+    assert "atlas serve --model NAME" in run.stderr
 
 
 def test_keys_work_while_the_serving_process_restarts(server: RunningServer) -> None:

@@ -22,11 +22,12 @@ import uvloop
 from openai import OpenAI
 
 from atlas.dashboard import DashboardDeps, create_routes
-from atlas.engine import ModelRegistry, ScriptedEngine, Upstreams
+from atlas.engine import Engine, LoadedModels, ModelRegistry, ScriptedEngine, Upstreams
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
+from atlas.launch import ModelChoice
 from atlas.log import RECENT
 from atlas.sandbox import Sandbox
-from atlas.settings import AuthSettings, LedgerSettings, LogSettings, RedisSettings, SandboxSettings, Settings
+from atlas.settings import AuthSettings, EngineSettings, LedgerSettings, LogSettings, RedisSettings, SandboxSettings, Settings
 from atlas.store import DataDirectory, Live, MintedKey, Store, open_journal, open_store
 from atlas.types import Limits, RequestState, Usage, User, UserRole
 from tests.ledgers import ledger_url
@@ -132,6 +133,11 @@ class Site:
         self.loop.call_soon_threadsafe(self.gateway.draining.set)
 
 
+async def scripted_for(choice: ModelChoice, _settings: EngineSettings) -> Engine:
+    """What is loaded, whatever its file."""
+    return ScriptedEngine(["Hello there, this is another model."], model=choice.id)
+
+
 @contextmanager
 def open_site(
     folder: Path,
@@ -143,16 +149,19 @@ def open_site(
     sandbox: Sandbox | None = None,
     is_unsafe: bool = False,
     redis_url: str = "",
+    is_loading: bool = False,
 ) -> Iterator[Site]:
     """The real store, gateway and dashboard; the engine is scripted. The sandbox, if there is one, is started and closed.
 
-    There are tasks where a Redis is named.
+    There are tasks where a Redis is named. With `is_loading` nothing is loaded, and models can be.
     """
     settings = settings or Settings()
     directory = DataDirectory(folder / "data").create()
     directory.hold()
     store = open_store(directory, settings=LedgerSettings(url=ledger_url()), auth=settings.auth, limits=settings.limits)
     engine = ScriptedEngine(replies, model=MODEL, delay_s=delay_s)
+    registry = ModelRegistry(folder / "models")
+    loaded = LoadedModels(settings.engine, find=registry.find, make=scripted_for) if is_loading else None
     namespace = f"t{uuid4().hex[:8]}"
     journal = open_journal(store.tasks, redis_url, blobs=folder / "blobs", namespace=namespace) if redis_url else None
     gateway = GatewayDeps(
@@ -167,6 +176,7 @@ def open_site(
         sandbox=sandbox,
         journal=journal,
         upstreams=Upstreams(settings.fallback, {}),
+        loaded=loaded,
     )
 
     async def readiness() -> Readiness:
@@ -177,7 +187,8 @@ def open_site(
         live=gateway.live,
         traffic=gateway.traffic,
         engine=lambda: engine,
-        registry=ModelRegistry(folder / "models"),
+        registry=registry,
+        loaded=loaded,
         readiness=readiness,
         settings=lambda: settings,
         logs=RECENT,

@@ -13,10 +13,10 @@ from litestar.handlers import HTTPRouteHandler
 from openai import AuthenticationError
 
 from atlas.dashboard.routes import HANDLERS
-from atlas.settings import AuthSettings, FallbackSettings, Settings, UpstreamSettings
+from atlas.settings import AuthSettings, Settings
 from atlas.store import open_live
 from atlas.types import Limits
-from tests.dashboard.site import MODEL, PASSWORD, Person, Site, open_site
+from tests.dashboard.site import PASSWORD, Person, Site, open_site
 
 EVIL = "<script>alert(1)</script>"
 SHOWN_KEY = re.compile(r'<pre id="new-key"[^>]*><code>(sk-llm-\w+)</code>')
@@ -204,23 +204,6 @@ def test_an_admin_is_not_an_owner(site: Site) -> None:
     assert site.store.accounts.get(member.id).limits.tokens_per_day == 1000
 
 
-def test_a_key_leaves_this_machine_only_after_a_tick_and_the_models_page_shows_where_to(tmp_path: Path) -> None:
-    upstreams = {"team": UpstreamSettings(url="http://gpu2.example/v1")}
-    fallback = FallbackSettings(upstreams=upstreams, chains={MODEL: ("team/big",)})
-    with open_site(tmp_path, settings=Settings(fallback=fallback)) as site:
-        owner = site.owner()
-        shown(owner.send("/keys", name="home", scopes="chat"), SHOWN_KEY)
-        [info] = site.store.keys.list()
-        assert not info.allow_remote
-        assert owner.send(f"/keys/{info.id}", name="away", scopes="chat", models="team/big", allow_remote="1").status_code == 200
-        assert site.store.keys.get(info.id).allow_remote
-        assert "here and elsewhere" in owner.get("/keys").text
-        page = owner.get("/models").text
-        assert "team/big" in page
-        assert "elsewhere: keys need to allow it" in page
-        assert "http://gpu2.example/v1" in page
-
-
 def test_the_last_owner_stays(site: Site) -> None:
     owner = site.owner()
     me = site.store.accounts.owner().id
@@ -329,42 +312,6 @@ def test_the_playground_gets_one_short_key_that_can_only_chat(site: Site) -> Non
     assert info.expires_at - time.time() <= 900
     owner.send("/signout")
     assert refused(site, second)
-
-
-def test_models_are_pulled_and_removed_by_admins(site: Site) -> None:
-    owner, member = site.owner(), site.person("linus")
-    assert "Get a model" not in member.get("/models").text
-    assert member.send("/models/pull", name="qwen3-0.6b").status_code == 403
-    assert member.send("/models/remove", name="nano").status_code == 403
-    reply = owner.send("/models/pull", address="file:///etc/passwd")
-    assert reply.status_code == 400
-    assert "no model" in unescape(reply.text)
-    assert owner.send("/models/remove", name="nano").status_code == 400
-
-
-def test_a_pull_shows_its_progress_and_how_it_ended(site: Site) -> None:
-    owner = site.owner()
-    assert owner.send("/models/pull", address="http://127.0.0.1:9/none.gguf").status_code == 200
-    for _ in range(200):
-        html = owner.get("/models").text
-        if "failed" in html:
-            break
-        time.sleep(0.05)
-    assert "http://127.0.0.1:9/none.gguf" in html
-    assert "failed" in html
-
-
-def test_getting_and_removing_a_model_is_in_the_audit_log(site: Site, tmp_path: Path) -> None:
-    owner = site.owner()
-    owner.send("/models/pull", address="http://127.0.0.1:9/some.gguf?token=secret")
-    path = tmp_path / "mine.gguf"
-    path.write_bytes(b"GGUF" + bytes(64))
-    site.dashboard.registry.add(path)
-    assert owner.send("/models/remove", name="mine").status_code == 200
-    removed, pulled = site.store.audit.entries(2)
-    assert (pulled.action, pulled.object, pulled.actor) == ("model.pulled", "some.gguf", site.store.accounts.owner().id)
-    assert pulled.detail == {"from": "http://127.0.0.1:9/some.gguf"}
-    assert (removed.action, removed.object, removed.detail) == ("model.removed", "mine", {})
 
 
 def playground_key(person: Person) -> str:
