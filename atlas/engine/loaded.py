@@ -44,6 +44,7 @@ class LoadedModels:
         self._paths: dict[str, Path] = {}
         self._leaving: dict[str, Resident] = {}
         self._loading = ""
+        self._first = ""  # the model that the process was started with
         self.failure = ""
 
     @property
@@ -72,6 +73,7 @@ class LoadedModels:
 
     def begin(self, engine: Engine, make: Make, path: Path | None) -> None:
         """The model that the process was started with; without a path it is another server's, and never sleeps."""
+        self._first = engine.capabilities.model
         sleep_after_s = self._settings.sleep_after_s if path is not None else 0.0
         self._take(Resident(engine, make, sleep_after_s=sleep_after_s), path)
 
@@ -155,8 +157,7 @@ class LoadedModels:
             raise
 
     async def _add(self, choice: ModelChoice) -> Engine:
-        # adapters in the settings are of the model that the server was started with
-        settings = self._settings if choice.id in self._paths else msgspec.structs.replace(self._settings, adapters={})
+        settings = self._settings if choice.id == self._first else for_another(self._settings)
 
         async def make() -> Engine:
             return await self._make(choice, settings)
@@ -174,3 +175,9 @@ class LoadedModels:
         if path is not None:
             self._paths[model] = path
         return resident
+
+
+def for_another(settings: EngineSettings) -> EngineSettings:
+    """Settings for a model that they do not name: adapters and a draft model fit the one that they name."""
+    speculation = "ngram" if settings.speculation == "draft" else settings.speculation
+    return msgspec.structs.replace(settings, adapters={}, speculation=speculation)

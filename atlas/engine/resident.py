@@ -24,16 +24,8 @@ from atlas.types import AdapterInfo, Capabilities, Embeddings, EngineStats, Prom
 log = structlog.get_logger("atlas.engine")
 
 LOOK_EVERY_S = 0.05  # whether the last answer is done, while somebody waits for that
-COUNTERS = (
-    "prompt_tokens",
-    "cached_tokens",
-    "generated_tokens",
-    "preemptions",
-    "steps",
-    "step_s",
-    "decode_s",
-    "adapter_switches",
-)
+GAUGES = frozenset({"num_running", "num_waiting", "cells_used", "cells_live", "cells_total"})
+COUNTERS = tuple(name for name in EngineStats.__struct_fields__ if name not in GAUGES)
 
 State = Literal["ready", "asleep", "waking", "leaving"]
 Make = Callable[[], Awaitable[Engine]]
