@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,13 +30,33 @@ class Opened(NamedTuple):
     costs: RowCosts
     speculator: Speculator | None
 
+    def close(self) -> None:
+        """Free all of it; the thread has ended, or never begun."""
+        if self.speculator is not None:
+            self.speculator.close()
+        self.runner.close()
+        self.model.close()
+
 
 def open_context(path: Path, settings: EngineSettings) -> Opened:
-    """See `load_engine`."""
-    model = Model(path, gpu_layers=settings.gpu_layers)
-    draft = _draft_model(model, settings)
-    guesses = _guesses(model, settings)
-    runner = Runner(
+    """See `load_engine`. Where it fails nothing stays in memory: the server may go on without this model."""
+    with ExitStack() as undoing:
+        model = Model(path, gpu_layers=settings.gpu_layers)
+        undoing.callback(model.close)
+        draft = _draft_model(model, settings)
+        if draft is not None:
+            undoing.callback(draft.close)
+        guesses = _guesses(model, settings)
+        runner = _runner(model, settings, draft=draft, guesses=guesses)
+        undoing.callback(runner.close)
+        costs = RowCosts(ROW_SHARE_GPU if has_gpu_layers(settings) else ROW_SHARE_CPU)
+        opened = Opened(model, runner, costs, _speculator(model, runner, costs, draft, settings) if guesses else None)
+        undoing.pop_all()
+    return opened
+
+
+def _runner(model: Model, settings: EngineSettings, *, draft: Model | None, guesses: bool) -> Runner:
+    return Runner(
         model,
         context_tokens=settings.context_tokens or context_cells(model, max_sequences=settings.max_sequences, draft=draft),
         num_sequences=settings.max_sequences + settings.cached_sequences,
@@ -44,8 +65,6 @@ def open_context(path: Path, settings: EngineSettings) -> Opened:
         threads=settings.threads or physical_cores(),
         flash_attention=flash_attention(settings),
     )
-    costs = RowCosts(ROW_SHARE_GPU if has_gpu_layers(settings) else ROW_SHARE_CPU)
-    return Opened(model, runner, costs, _speculator(model, runner, costs, draft, settings) if guesses else None)
 
 
 def absolute(path: str) -> Path:
@@ -86,7 +105,11 @@ def _draft_model(model: Model, settings: EngineSettings) -> Model | None:
         draft = Model(absolute(settings.draft_model), gpu_layers=settings.gpu_layers)
     except ModelFileError as error:
         raise ModelFileError(f"engine.draft_model: {error.message}; or set engine.speculation to 'ngram' or 'off'") from None
-    check_draft(draft, model)
+    try:
+        check_draft(draft, model)
+    except ModelFileError:
+        draft.close()
+        raise
     return draft
 
 

@@ -51,7 +51,11 @@ async def load_llama(path: Path, *, model_id: str, settings: EngineSettings) -> 
     """See `load_engine`."""
     loop = asyncio.get_running_loop()
     opened = await loop.run_in_executor(None, open_context, path, settings)
-    embedder = open_embedder(settings.embedder, opened.model, is_offline=settings.offline)
+    try:
+        embedder = open_embedder(settings.embedder, opened.model, is_offline=settings.offline)
+    except ModelFileError:
+        opened.close()
+        raise
     engine = LlamaEngine(opened, model_id=model_id, settings=settings, embedder=embedder, loop=loop)
     try:
         await engine.recall()
@@ -84,8 +88,9 @@ class LlamaEngine:
         embedder: Embedder | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        model, runner, costs, self._speculator = opened
-        self._model, self._runner, self._settings, self._embedder = model, runner, settings, embedder
+        self._opened = opened
+        model, runner, costs, speculator = opened
+        self._model, self._settings, self._embedder = model, settings, embedder
         self._vocab = model.vocab
         self._format = ChatFormat(
             model.chat_template,
@@ -110,7 +115,7 @@ class LlamaEngine:
             chunk_tokens=settings.prefill_chunk_tokens,
             splits_steps=not has_gpu_layers(settings),
             costs=costs,
-            speculator=self._speculator,
+            speculator=speculator,
             host_tokens=host_tokens(model, runner, settings),
             loop=loop,
         )
@@ -184,10 +189,7 @@ class LlamaEngine:
         if "_built_grammars" in vars(self):
             self._built_grammars.close()
         await asyncio.sleep(0)  # lets the thread's last hand-over run
-        if self._speculator is not None:
-            self._speculator.close()
-        self._runner.close()
-        self._model.close()
+        self._opened.close()
 
     async def _keep_prefixes(self) -> None:
         try:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from atlas.engine import Engine, LoadedModels, ModelRegistry, load_engine
 from atlas.engine.memory import HOST_RESERVE_BYTES, need_of
 from atlas.engine.sizing import kv_bytes_per_cell
-from atlas.errors import BadRequest, Conflict, ModelNotFound
+from atlas.errors import BadRequest, Conflict, ModelFileError, ModelNotFound
 from atlas.launch import ModelChoice
-from atlas.settings import EngineSettings
+from atlas.settings import EngineSettings, packaged
 from tests import ggufs
 from tests.engine.contract import greedy
+from tests.engine.test_resident import is_mapped
 
 SETTINGS = EngineSettings(threads=1, context_tokens=512, max_sequences=2, embedder="off")
 PLENTY = 10**12
+NANO = packaged("models/nano/nano-q8_0.gguf")  # of another vocabulary
 
 
 async def make(choice: ModelChoice, settings: EngineSettings) -> Engine:
@@ -107,6 +112,15 @@ async def test_what_had_to_go_comes_back_if_its_successor_cannot_be_loaded(tmp_p
             await loaded.load("spoilt", instead_of="tiny")
         assert loaded.states() == {"tiny": "ready"}
         assert await (await loaded.engines()["tiny"].submit(greedy())).all()
+
+
+@pytest.mark.parametrize("trouble", [{"speculation": "draft", "draft_model": str(NANO)}, {"embedder": "/none.gguf"}])
+async def test_a_model_that_fails_half_loaded_leaves_nothing_in_memory(tmp_path: Path, trouble: dict[str, Any]) -> None:
+    path = tmp_path / "half.gguf"
+    shutil.copy(ggufs.tiny_calm(), path)
+    with pytest.raises(ModelFileError):
+        await load_engine(path, model_id="half", settings=msgspec.structs.replace(SETTINGS, **trouble))
+    assert not is_mapped(path)
 
 
 async def test_unloading_the_last_leaves_none_and_another_can_come(tmp_path: Path) -> None:
