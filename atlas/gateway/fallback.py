@@ -51,7 +51,7 @@ async def _follow(exchange: Exchange, plan: Plan, metered: MeteredRequest, promp
         link.error = await _try(exchange, metered, link, prompts, patience_s=patience_s)
         if link.error is None and metered.groups:
             plan.is_begun = True
-            exchange.meter.fallbacks[plan.asked, link.model] += link.model != plan.asked
+            exchange.meter.fallbacks[plan.asked, link.model] += link is not plan.links[0]
             return
         metered.withdraw()
         if link.error is None:  # nobody waits any more
