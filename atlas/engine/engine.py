@@ -279,8 +279,11 @@ class LlamaEngine:
     # -- on the pool --
 
     def _matchers(self, prompt: Prompt) -> tuple[Matcher, ...]:
-        grammar = self._grammars.compile(prompt)
-        return () if grammar is None else tuple(self._grammars.start(grammar) for _ in range(prompt.n))
+        grammars = self._grammars
+        if (grammar := grammars.compile(prompt)) is not None:
+            return tuple(grammars.start(grammar) for _ in range(prompt.n))
+        calls = grammars.calls(prompt)
+        return () if calls is None else tuple(grammars.start_calls(calls) for _ in range(prompt.n))
 
     def _prompt_tokens(self, prompt: Prompt) -> Encoded:
         if prompt.tokens is not None:

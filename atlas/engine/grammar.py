@@ -8,6 +8,7 @@ ordinary schema takes 5 ms and 0.04 ms.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections import OrderedDict
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
@@ -45,6 +47,7 @@ class Grammars:
         self._limits = LLParserLimits(verbose_errors=False, precompute_large_lexemes=False)
         self._call_tag, self._call_end_tag = self._tag(CALL), self._tag(CALL_END)
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._of_tools: OrderedDict[bytes, str | None] = OrderedDict()  # by the digest of the tools: each is examined once
         self._lock = threading.Lock()
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
@@ -66,6 +69,41 @@ class Grammars:
             self.start(grammar)
         return grammar
 
+    def calls(self, prompt: Prompt) -> str | None:
+        """What each call has to look like where the model may call tools or not, and nothing else is asked of its answer.
+
+        None if the vocabulary opens calls with no token of its own, or the tools are too many or too odd to hold a call to them:
+        what need not be enforced refuses no request.
+        """
+        if not prompt.tools or prompt.tool_choice != "auto" or self._call_tag != CALL:
+            return None
+        key = hashlib.blake2b(msgspec.json.encode(prompt.tools), digest_size=32).digest()
+        with self._lock:
+            if key in self._of_tools:
+                self._of_tools.move_to_end(key)
+                return self._of_tools[key]
+        grammar = self._calls_of(prompt.tools)
+        with self._lock:
+            self._of_tools[key] = grammar
+            while len(self._of_tools) > _num_kept:
+                self._of_tools.popitem(last=False)
+        return grammar
+
+    def _calls_of(self, tools: Sequence[Tool]) -> str | None:
+        try:
+            grammar = _lark("call", call=self._call_rule(tools))
+            if len(grammar) <= MAX_GRAMMAR_BYTES:
+                self.start_calls(grammar)
+                return grammar
+        except BadRequest:
+            pass
+        return None
+
+    def start_calls(self, grammar: str) -> CallMatcher:
+        """A matcher for an answer of free text with calls in it."""
+        [tag] = self._tokenizer.tokenize_str(CALL, parse_special=True)
+        return CallMatcher(self._matcher(grammar, what="tools", param="tools"), tag)
+
     def _from_gbnf(self, text: str) -> str:
         grammar = to_lark(text)
         self.start(grammar, what="grammar", param="grammar")
@@ -77,14 +115,17 @@ class Grammars:
         Raises:
             BadRequest: the grammar is too large for llguidance.
         """
+        return Matcher(self._matcher(grammar, what=what, param=param))
+
+    def close(self) -> None:
+        self._builder.shutdown()
+
+    def _matcher(self, grammar: str, *, what: str, param: str) -> LLMatcher:
         with self._lock:
             first = self._kept.get(grammar)
             if first is not None:
                 self._kept.move_to_end(grammar)
-        return Matcher(first.deep_copy() if first is not None else self._build(grammar, what=what, param=param))
-
-    def close(self) -> None:
-        self._builder.shutdown()
+        return first.deep_copy() if first is not None else self._build(grammar, what=what, param=param)
 
     def _build(self, grammar: str, *, what: str, param: str) -> LLMatcher:
         try:
@@ -193,6 +234,11 @@ class Matcher:
         self._matcher = matcher
 
     @property
+    def binds(self) -> bool:
+        """Whether the next token has to be one that the grammar allows."""
+        return True
+
+    @property
     def is_done(self) -> bool:
         """Nothing but the end may follow."""
         return bool(self._matcher.is_stopped())
@@ -218,6 +264,40 @@ class Matcher:
     def accept(self, token: int) -> bool:
         """Move on by a token; False if the grammar does not allow it, after which nothing is allowed."""
         return bool(self._matcher.consume_token(token))
+
+
+class CallMatcher(Matcher):
+    """Binds what stands between the tag that opens a call and the one that closes it; all other text is free.
+
+    So a call is whole JSON, of a tool that there is, with arguments that its schema allows, unless the length cuts it off.
+    A model cannot end its answer inside of one. If llguidance runs out of fuel the call goes on unbound.
+    """
+
+    def __init__(self, matcher: LLMatcher, tag: int) -> None:
+        super().__init__(matcher)
+        self._tag = tag
+        self._is_open = False
+
+    @property
+    def binds(self) -> bool:
+        return self._is_open
+
+    def mask(self, row: NDArray[np.float32]) -> None:
+        free = row.copy()
+        super().mask(row)
+        if self._matcher.is_error():
+            self._is_open = False
+            row[:] = free
+
+    def accept(self, token: int) -> bool:
+        if not self._is_open:
+            if token != self._tag:
+                return True
+            self._matcher.reset()
+            self._is_open = True
+        is_allowed = super().accept(token)
+        self._is_open = is_allowed and not self.may_end
+        return is_allowed
 
 
 def _lark(start: str, *, answer: str | None = None, call: str | None = None, text: bool = False) -> str:

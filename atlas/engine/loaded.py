@@ -11,6 +11,7 @@ import structlog
 
 from atlas.engine import memory
 from atlas.engine.face import Engine
+from atlas.engine.registry import is_path
 from atlas.engine.resident import Make, Resident
 from atlas.errors import AtlasError, BadRequest, Conflict, ModelNotFound, OperatorError
 from atlas.launch import ModelChoice
@@ -86,6 +87,10 @@ class LoadedModels:
         """
         if name in self._here:
             return self._here[name]
+        if is_path(name):  # who may load models may not ask what else lies on this machine
+            raise BadRequest(
+                f"{name[:100]!r} is a file; name a model of this machine (`atlas models add` makes one)", param="model_id"
+            )
         if self._loading or name in self._leaving:
             what = f"{self._loading} is being loaded" if self._loading else f"{name} is being unloaded"
             raise Conflict(f"{what}; wait until that is done", param="model_id")

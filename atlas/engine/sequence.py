@@ -237,7 +237,7 @@ class Sequence:
         if not self._answer_started and self._opens_thinking(row):
             return False
         self._answer_started = True
-        return True
+        return self._matcher.binds
 
     def _opens_thinking(self, row: Rows) -> bool:
         if not self.job.may_reason or self.num_generated:

@@ -33,6 +33,47 @@ def test_plain_prompts_and_free_tools_need_no_grammar(writer: Writer) -> None:
     assert writer.grammars.compile(ask(tools=(ADD,), tool_choice="none", parallel_tool_calls=False)) is None
 
 
+def test_free_tools_bind_the_calls_alone_one_after_the_other(writer: Writer) -> None:
+    grammar = writer.grammars.calls(ask(tools=(ADD, NOW)))
+    assert grammar is not None
+    matcher = writer.grammars.start_calls(grammar)
+    text = "First, " + CALL + " then, <b>oddly</b>, " + CALL.replace("1", "-23") + "\ndone"
+    bound = []
+    for token in writer.tokenizer.tokenize_str(text, parse_special=True):
+        assert not matcher.binds or writer.allowed(matcher)[token]
+        assert matcher.accept(token)
+        bound.append(matcher.binds)
+    assert (bound[0], bound[-1]) == (False, False)
+    assert [key for key, _ in itertools.groupby(bound)] == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [CALL.replace("add", "sub"), CALL.replace("1", '"one"'), CALL.replace("}}", "}"), CALL[: CALL.index("1")], "<tool_call>{"],
+)
+def test_a_free_call_that_is_wrong_cannot_be_written_nor_left_unfinished(writer: Writer, wrong: str) -> None:
+    grammar = writer.grammars.calls(ask(tools=(ADD, NOW)))
+    assert grammar is not None
+    matcher = writer.grammars.start_calls(grammar)
+    allowed = True
+    for token in [*writer.tokenizer.tokenize_str(wrong, parse_special=True), writer.tokenizer.eos_token]:
+        allowed = allowed and (not matcher.binds or bool(writer.allowed(matcher)[token]))
+        if not allowed:
+            break
+        matcher.accept(token)
+    assert not allowed
+
+
+def test_tools_that_no_call_can_be_held_to_refuse_nothing(writer: Writer) -> None:
+    assert writer.grammars.calls(ask()) is None
+    assert writer.grammars.calls(ask(tools=(ADD,), tool_choice="none")) is None
+    assert writer.grammars.calls(ask(tools=(Tool(name="f", parameters={"type": "string"}),))) is None
+    many = tuple(Tool(name=f"tool_{number}", parameters={"title": "x" * 3000}) for number in range(100))
+    assert writer.grammars.calls(ask(tools=many)) is None
+    odd = {"properties": {"a": {"type": "array", "uniqueItems": True}}}
+    assert writer.grammars.calls(ask(tools=(Tool(name="f", parameters=odd),))) is not None
+
+
 def test_an_empty_schema_is_any_object(writer: Writer) -> None:
     grammar = writer.grammars.compile(schema({}))
     assert writer.accepts(grammar, '{"a": [1, null, {"b": "é"}]}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,9 +15,12 @@ import pytest
 from atlas.engine import Engine, load_engine
 from atlas.errors import BadRequest, ContextLengthExceeded, EngineOverloaded, EngineUnavailable, ModelFileError, Unsupported
 from atlas.settings import EngineSettings
-from atlas.types import Generation, Message, Prompt, Sampling
+from atlas.types import Generation, Message, Prompt, Sampling, Tool
 from tests import ggufs
 
+CHECK_PARAMETERS = {
+    "type": "object", "properties": {"flag": {"type": "boolean"}}, "required": ["flag"], "additionalProperties": False,
+}  # fmt: skip
 GREEDY = (Sampling(temperature=0.0),)
 GAP = 2e-3  # nats: a tie this close may be decided by the order of float additions
 RECOMPUTED_GAP = (
@@ -378,3 +382,17 @@ async def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     for wrong in (path, tmp_path / "missing.gguf"):
         with pytest.raises(ModelFileError, match=wrong.name):
             await load_engine(wrong, model_id="x", settings=EngineSettings())
+
+
+async def test_calls_that_a_model_chooses_to_make_are_whole_and_follow_their_schemas() -> None:
+    """A random model that is made to open a call wherever it may: what it writes inside is held to the tool all the same."""
+    tool = Tool(name="check", parameters=CHECK_PARAMETERS)
+    async with running(ggufs.tiny_random()) as engine:
+        [tag] = await engine.tokenize("<tool_call>", special=True)
+        hot = (Sampling(temperature=1.0, seed=3, logit_bias={tag: 100.0}),)
+        prompt = Prompt(messages=user("go"), tools=(tool,), sampling=hot, n=4, max_tokens=160)
+        for generation in await generate(engine, prompt):
+            assert len(generation.tool_calls) > 1
+            for call in generation.tool_calls[:-1]:  # the last one may be cut off by the length
+                assert (call.name, set(json.loads(call.arguments))) == ("check", {"flag"})
+                assert isinstance(json.loads(call.arguments)["flag"], bool)

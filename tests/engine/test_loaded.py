@@ -98,6 +98,9 @@ async def test_a_file_that_is_no_model_is_refused_and_what_was_loaded_stays(tmp_
                 await loaded.load("broken", instead_of=instead_of)
         with pytest.raises(BadRequest, match="no model 'none'"):
             await loaded.load("none")
+        for path in ("/etc/passwd", "passwd.gguf", str(ggufs.tiny_calm())):
+            with pytest.raises(BadRequest, match="is a file; name a model of this machine"):
+                await loaded.load(path)
         with pytest.raises(ModelNotFound, match="'other' is not loaded; loaded: tiny"):
             await loaded.load("calm", instead_of="other")
         assert loaded.states() == {"tiny": "ready"}
