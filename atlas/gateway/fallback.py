@@ -47,7 +47,7 @@ async def _follow(exchange: Exchange, plan: Plan, metered: MeteredRequest, promp
     while links := plan.open():
         link = links[0]
         exchange.model, exchange.adapter = link.model, link.adapter
-        patience_s = (end_s - loop.time()) / len(links) if has_others else None
+        patience_s = max(0.0, end_s - loop.time()) / len(links) if has_others else None
         link.error = await _try(exchange, metered, link, prompts, patience_s=patience_s)
         if link.error is None and metered.groups:
             plan.is_begun = True
@@ -87,7 +87,7 @@ async def _try(
 
 async def _begun_in_time(exchange: Exchange, metered: MeteredRequest, link: Link, patience_s: float | None) -> AtlasError | None:
     """Raises what the engine, or the queue before it, has against the prompts."""
-    trying = exchange.waiting = asyncio.create_task(_begin(metered))
+    trying = metered.work = asyncio.create_task(_begin(metered))
     try:
         await asyncio.wait({trying}, timeout=patience_s)
     finally:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -264,6 +265,20 @@ def test_a_client_that_goes_while_nobody_has_begun_is_noticed(standing: Standing
     assert newest(standing.server).state == "aborted"
 
 
+def test_an_answer_that_nobody_has_begun_is_ended_from_outside_at_once(standing: Standing) -> None:
+    standing.near.replies[CHATS] = (200, [60.0])
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(ask, standing, "best")
+        wait_for(lambda: bool(standing.near.requests))
+        traffic = standing.server.traffic
+        [activity] = standing.server.call(traffic.open)
+        assert standing.server.call(lambda: traffic.abort(activity.usage.request_id, actor="somebody"))
+        reply = waiting.result(20)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (403, "request_aborted")
+    assert not standing.next.requests
+    wait_for(lambda: standing.near.num_hung_up == 1)
+
+
 # -- money --
 
 
@@ -375,8 +390,6 @@ def test_an_engine_that_is_closed_or_full_is_stood_in_for(standing: Standing, me
         body = {"model": MODEL, "messages": HI, "stream": True}
         first = stack.enter_context(http.stream("POST", "/v1/chat/completions", json=body))
         assert first.headers["x-atlas-model"] == MODEL
-        from concurrent.futures import ThreadPoolExecutor
-
         threads = stack.enter_context(ThreadPoolExecutor(1))
         waiting = threads.submit(server.chat, max_tokens=1)
         wait_for(lambda: any(each.queue_position for each in server.call(server.traffic.open)))
