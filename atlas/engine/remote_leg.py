@@ -153,9 +153,13 @@ class Leg:
         counted = sum(candidate.num_tokens for candidate in self._candidates)
         totals["prompt_tokens"] += usage.prompt_tokens
         totals["cached_tokens"] += cached_tokens
-        totals["generated_tokens"] += usage.completion_tokens or counted
-        if usage.completion_tokens and len(self._candidates) > 1:  # with one, its Generation has the peer's count
-            group.uncounted_tokens += usage.completion_tokens - counted
+        if len(self._candidates) > 1:  # with one, its Generation has the peer's count
+            # llama-server tells of several candidates only what one of them took; what we have received is the least
+            more = max(0, usage.completion_tokens - counted)
+            group.uncounted_tokens += more
+            totals["generated_tokens"] += counted + more
+        else:
+            totals["generated_tokens"] += usage.completion_tokens or counted
         for candidate in self._candidates:
             if candidate.is_open:
                 raise UpstreamFailed(f"{self._peer.name} ended its stream before candidate {candidate.index} was finished")

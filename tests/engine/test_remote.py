@@ -156,6 +156,25 @@ async def test_candidates_of_one_request_end_one_by_one() -> None:
         await engine.close()
 
 
+async def test_a_peer_that_counts_one_of_several_candidates_is_not_believed() -> None:
+    """llama-server: a usage after each candidate, which is that candidate's alone."""
+    pieces = [chat({"content": "x"}, index=index % 2) for index in range(10)]
+    lines: list[bytes | float] = [
+        *pieces,
+        chat({}, index=0, finish="length"),
+        USAGE,
+        chat({}, index=1, finish="length"),
+        USAGE,
+        DONE,
+    ]
+    async with running(chat__completions=(200, lines)) as peer:
+        engine = RemoteEngine(peer.url, model="m")
+        group = await engine.submit(ask(n=2))
+        await group.all()
+        assert (group.completion_tokens, engine.stats().generated_tokens) == (10, 10)
+        await engine.close()
+
+
 async def test_candidates_sampled_differently_are_requests_of_their_own() -> None:
     async with running(chat__completions=(200, HELLO)) as peer:
         engine = RemoteEngine(peer.url, model="m")
