@@ -16,7 +16,7 @@ import pytest
 from atlas.engine import Engine
 from atlas.engine.draft_model import ModelDrafter
 from atlas.engine.gain import RowCosts
-from atlas.errors import EngineUnavailable, ModelFileError
+from atlas.errors import EngineUnavailable
 from atlas.types import Generation, Message, Prompt, Sampling, Tool
 from tests import ggufs
 from tests.engine.test_llama import GAP, GREEDY, RECOMPUTED_GAP, generate, running, same_up_to_ties, settled
@@ -76,17 +76,13 @@ async def test_200_prompts_are_answered_as_without_guesses(mode: str) -> None:
         stats = engine.stats()
         assert stats.accepted_tokens > len(prompts) * 3, "guesses were right"
         assert stats.drafted_tokens > stats.accepted_tokens, "and some were wrong"
-    wrong = [
-        number for number, pair in enumerate(zip(await solo(prompts), answers, strict=True)) if not same(prompts, number, *pair)
-    ]
-    assert wrong == []
-
-
-def same(prompts: list[Prompt], number: int, alone: Generation, other: Generation) -> bool:
-    """A drawn token may differ where float noise moves a border; then what was drawn until there is all that can be compared."""
-    if prompts[number].sampling is GREEDY:
-        return same_up_to_ties(alone, other)
-    return alone.tokens == other.tokens
+    pairs = list(zip(prompts, await solo(prompts), answers, strict=True))
+    greedy = [(alone, other) for prompt, alone, other in pairs if prompt.sampling is GREEDY]
+    assert len(greedy) == 200
+    assert [alone.tokens for alone, other in greedy if not same_up_to_ties(alone, other)] == []
+    assert sum(alone.tokens != other.tokens for prompt, alone, other in pairs if prompt.sampling is WARM) <= 1, (
+        "float noise of 1e-4 moves the border that one draw in some 10,000 falls on"
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -218,16 +214,16 @@ async def test_grammars_penalties_and_seeds_hold_inside_drafts(mode: str) -> Non
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_features_are_the_states_at_the_tokens_that_were_kept(mode: str) -> None:
-    prompt = ask("xyz def ghi " * 3, max_tokens=60, features=True)
+    prompts = [ask("xyz def ghi " * number, max_tokens=60, features=True) for number in (1, 2, 3)]
     async with guessing(mode) as engine:
-        [answer] = await generate(engine, prompt)
+        answers = [generation for [generation] in await asyncio.gather(*(generate(engine, prompt) for prompt in prompts))]
         assert 10 < engine.stats().accepted_tokens < engine.stats().drafted_tokens
-    [alone] = await solo([prompt])
-    assert answer.tokens == alone.tokens
-    assert answer.features is not None
-    assert alone.features is not None
-    np.testing.assert_allclose(answer.features.mean, alone.features.mean, atol=1e-3)
-    np.testing.assert_allclose(answer.features.last, alone.features.last, atol=1e-3)
+    for answer, alone in zip(answers, await solo(prompts), strict=True):
+        assert answer.tokens == alone.tokens
+        assert answer.features is not None
+        assert alone.features is not None
+        np.testing.assert_allclose(answer.features.mean, alone.features.mean, atol=1e-3)
+        np.testing.assert_allclose(answer.features.last, alone.features.last, atol=1e-3)
 
 
 @pytest.mark.parametrize(("mode", "host_tokens", "gap"), [("draft", 0, RECOMPUTED_GAP), ("ngram", 4096, GAP)])
@@ -334,41 +330,6 @@ async def test_a_candidate_guesses_what_a_sibling_has_said() -> None:
         answers = await generate(engine, prompt)
         assert engine.stats().accepted_tokens - by_itself > 2 * 50 + by_itself
     assert {answer.tokens for answer in answers} == {alone.tokens}
-
-
-async def test_a_draft_is_kept_in_step_with_what_is_said() -> None:
-    """The draft is the model itself: nearly every guess is right, unless its cells are of other tokens, or not there.
-
-    Beginnings are shared, wrong turns taken back (what is sampled is not what was guessed), and 512 cells hold three answers.
-    """
-    path = ggufs.tiny_calm()
-    async with running(path, speculation="draft", draft_model=str(path), context_tokens=512, draft_tokens=5) as engine:
-        for number in range(12):
-            before = engine.stats()
-            await generate(engine, ask(f"{'You are careful. ' * 4}{number % 5}", n=3, max_tokens=60, sampling=WARM))
-            greedy = [ask(f"{'You are careful. ' * 4}{number}{name}", max_tokens=40) for name in "ab"]
-            middle = engine.stats()
-            await asyncio.gather(*(generate(engine, prompt) for prompt in greedy))
-            after = engine.stats()
-            assert middle.accepted_tokens < middle.drafted_tokens, "what is sampled is not always likeliest"
-            drafted = after.drafted_tokens - middle.drafted_tokens
-            assert after.accepted_tokens - middle.accepted_tokens > 0.9 * drafted > 20
-            assert middle.drafted_tokens > before.drafted_tokens
-
-
-async def test_a_draft_of_another_vocabulary_is_refused_with_the_difference(tmp_path: Path) -> None:
-    padded = ggufs.random_gguf(tmp_path / "padded.gguf", vocab_pad=300)
-    cat = ggufs.scripted_gguf(tmp_path / "cat.gguf", {"?": "cat"})
-    dog = ggufs.scripted_gguf(tmp_path / "dog.gguf", {"?": "dog"})
-    for path, draft, message in (
-        (ggufs.tiny_calm(), str(padded), r"padded.gguf has a vocabulary of 300, calm.gguf 270: .* set engine.speculation to"),
-        (cat, str(dog), r"dog.gguf has as token 270 b'dog', cat.gguf b'cat'"),
-        (cat, str(tmp_path / "gone.gguf"), r"engine.draft_model: .*gone.gguf does not exist; or set engine.speculation"),
-        (cat, "", r"engine.draft_model is empty: .* set engine.speculation to 'ngram' or 'off'"),
-    ):
-        with pytest.raises(ModelFileError, match=message):
-            async with running(path, speculation="draft", draft_model=draft):
-                pass
 
 
 async def test_closing_in_the_midst_of_drafts_ends_open_answers_with_an_error() -> None:
