@@ -20,7 +20,7 @@ from atlas.engine.sequence import Sequence
 from atlas.errors import ModelFileError
 
 SLOTS = 16  # sequences in the draft's context: twice as many as are ever guessed for; the others are prefixes for new ones
-LEAST_LEFT = 16  # tokens that an answer may still have, for which a prompt is read once more; chosen
+WORTH_READING = 16  # tokens of a text are read, at most, for each that may still be guessed; chosen
 COST_RATE = 0.1
 
 
@@ -95,7 +95,8 @@ class ModelDrafter:
         self._model.close()
 
     def _is_worth(self, sequence: Sequence) -> bool:
-        return sequence.num_left >= LEAST_LEFT or any(slot.is_of(sequence) for slot in self._slots)
+        behind = sequence.length - max((slot.length for slot in self._slots if slot.is_of(sequence)), default=0)
+        return behind <= WORTH_READING * sequence.num_left
 
     def _placed(self, sequence: Sequence) -> Slot:
         """The slot of a sequence, which holds no more than what the sequence begins with; all but its last token at most."""

@@ -15,9 +15,7 @@ from atlas.engine.runner import Vocab
 from atlas.engine.scheduler import Draft, Part
 from atlas.engine.sequence import Sequence
 
-ROWS_OFF = (
-    8  # chosen: up to here llama.cpp's CUDA kernels read the weights once for all rows, and one answer's gain is another's wait
-)
+ROWS_OFF = 8  # chosen: for up to 8 rows llama.cpp has CUDA kernels of their own, to which a further row is nearly free
 ROW_SHARE_CPU, ROW_SHARE_GPU = 0.5, 0.05  # of a step of one row, until measured; chosen
 FIRST_CHANCE = 0.6  # that a guess of a kind is right, until it is known; chosen
 KIND_MEMORY, SEQUENCE_MEMORY = 500.0, 12.0  # tokens; chosen
@@ -123,14 +121,15 @@ class Speculator:
         return lengths
 
     def _ask_model(self, wanted: list[Wanted], offers: list[Offer], lengths: list[int], guesses: list[Guess]) -> None:
-        """Put the model's guesses where they were chosen."""
+        """Put the model's guesses where they were chosen, and it has some."""
         if self._model is None:
             return
         chosen = [at for at, offer in enumerate(offers) if lengths[at] and offer.cost_s is not None]
         asked = [Wanted(wanted[at].sequence, lengths[at]) for at in chosen]
         for at, guess in zip(chosen, self._model.drafter.propose(asked) if asked else [], strict=True):
-            guesses[at] = self._cut(guess)
-            _remember(self._model.record(wanted[at].sequence), guesses[at], wanted[at].sequence)
+            if guess.tokens:
+                guesses[at] = self._cut(guess)
+                _remember(self._model.record(wanted[at].sequence), guesses[at], wanted[at].sequence)
 
     def _pause(self, sequence: Sequence, *, was_worth_it: bool) -> None:
         """The longer nothing was worth computing, the rarer is a look: what is copied is longer than what is missed of it."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from atlas.engine import Engine
+from atlas.engine.binding import c
 from atlas.engine.draft_model import ModelDrafter
 from atlas.engine.gain import RowCosts
 from atlas.errors import EngineUnavailable
@@ -330,6 +331,14 @@ async def test_a_candidate_guesses_what_a_sibling_has_said() -> None:
         answers = await generate(engine, prompt)
         assert engine.stats().accepted_tokens - by_itself > 2 * 50 + by_itself
     assert {answer.tokens for answer in answers} == {alone.tokens}
+
+
+async def test_a_model_that_cannot_take_back_a_guess_is_not_guessed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recurrent state has no tail to drop."""
+    monkeypatch.setattr(c, "llama_model_is_recurrent", lambda _model: True)
+    async with guessing("ngram") as engine:
+        await generate(engine, ask("xyz def ghi " * 4, max_tokens=60))
+        assert engine.stats().drafted_tokens == 0
 
 
 async def test_closing_in_the_midst_of_drafts_ends_open_answers_with_an_error() -> None:
