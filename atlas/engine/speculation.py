@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from atlas.engine.drafts import Drafter, Guess, Wanted
-from atlas.engine.gain import Offer, Record, RowCosts, Share, best_lengths
+from atlas.engine.gain import LEAST_GAIN, Offer, Record, RowCosts, Share, best_lengths
 from atlas.engine.runner import Vocab
 from atlas.engine.scheduler import Draft, Part
 from atlas.engine.sequence import Sequence
@@ -110,14 +110,14 @@ class Speculator:
         return found if chance > asked else Offer(wanted.most, asked, self._model.drafter.cost_s)
 
     def _lengths(self, offers: list[Offer], *, rows: int, room: int) -> list[int]:
+        self._num_idle += 1
         if not self._costs.is_known or not any(offer.most for offer in offers):
             return [0] * len(offers)
         room = min(room, self._costs.within_reach - rows)
-        lengths = best_lengths(offers, rows=rows, room=room, seconds=self._costs.seconds)
-        self._num_idle = 0 if any(lengths) else self._num_idle + 1
-        if self._num_idle >= PROBE_STEPS:
+        least_gain = LEAST_GAIN if self._num_idle < PROBE_STEPS else 0.0
+        lengths = best_lengths(offers, rows=rows, room=room, seconds=self._costs.seconds, least_gain=least_gain)
+        if any(lengths):
             self._num_idle = 0
-            lengths = best_lengths(offers, rows=rows, room=room, seconds=self._costs.seconds, least_gain=0.0)
         return lengths
 
     def _ask_model(self, wanted: list[Wanted], offers: list[Offer], lengths: list[int], guesses: list[Guess]) -> None:

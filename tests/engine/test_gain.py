@@ -76,12 +76,14 @@ def test_costs_are_learnt_through_noise_and_stay_apart_from_the_machines_load() 
 
 def test_how_many_rows_are_tried_grows_with_what_has_been_seen() -> None:
     costs = RowCosts(0.05)
-    assert not costs.is_known
-    costs.note(1, 0.01)
-    assert costs.is_known
-    assert costs.within_reach == 4
-    costs.note(4, 0.01)
-    assert costs.within_reach == 10
+    known = [costs.is_known]
+    reach = []
+    for rows in (1, 4, 10):
+        costs.note(rows, 0.01)
+        known.append(costs.is_known)
+        reach.append(costs.within_reach)
+    assert known == [False, True, True, True]
+    assert reach == [4, 10, 22]
 
 
 def test_a_share_forgets() -> None:

@@ -110,18 +110,21 @@ async def test_what_is_left_of_an_answer_is_a_true_prefix_for_the_next(mode: str
     """Cells behind a wrong guess are gone: the next turn finds the answer, and its logits are those of a fresh context."""
     async with guessing(mode) as engine:
         for number in range(12):
-            first = ask(f"{number} " + "xyz def ghi " * 3, max_tokens=25 + number)
-            [answer] = await generate(engine, first)
-            group = await engine.submit(ask(f"{first.text}{answer.text} and {number}", max_tokens=4, top_logprobs=20))
+            text = f"{number} " + "xyz def ghi " * 3
+            [answer] = await generate(engine, ask(text, max_tokens=25 + number))
+            following = ask(f"{text}{answer.text} and {number}", max_tokens=4, top_logprobs=20)
+            group = await engine.submit(following)
             [after] = await group.all()
-            assert group.cached_tokens == len(first.text) + len(answer.tokens) - 1
-            [fresh] = await solo([ask(f"{first.text}{answer.text} and {number}", max_tokens=4, top_logprobs=20)])
+            assert group.cached_tokens == len(text) + len(answer.tokens) - 1
+            [fresh] = await solo([following])
             assert same_up_to_ties(fresh, after)
-            assert [v for e in after.logprobs[:1] for *_, v in e.top] == pytest.approx(
-                [v for e in fresh.logprobs[:1] for *_, v in e.top], abs=2e-3
-            )
+            assert first_logprobs(after) == pytest.approx(first_logprobs(fresh), abs=2e-3)
         await settled(engine)
         assert engine.stats().accepted_tokens < engine.stats().drafted_tokens, "something was taken back"
+
+
+def first_logprobs(answer: Generation) -> list[float]:
+    return [logprob for _, _, logprob in answer.logprobs[0].top]
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 7, 40])
@@ -331,6 +334,19 @@ async def test_a_candidate_guesses_what_a_sibling_has_said() -> None:
         answers = await generate(engine, prompt)
         assert engine.stats().accepted_tokens - by_itself > 2 * 50 + by_itself
     assert {answer.tokens for answer in answers} == {alone.tokens}
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_where_rows_cost_their_share_hardly_anything_is_computed_but_tried_now_and_then(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RowCosts, "seconds", lambda _self, rows: float(rows))
+    async with guessing(mode) as engine:
+        await generate(engine, ask("xyz def ghi " * 4, max_tokens=1000))
+        await settled(engine)
+        stats = engine.stats()
+        assert 2 <= stats.drafted_tokens <= 1000 // 128 + 1
+        assert stats.steps >= 990
 
 
 async def test_a_model_that_cannot_take_back_a_guess_is_not_guessed_for(monkeypatch: pytest.MonkeyPatch) -> None:
