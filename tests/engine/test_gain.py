@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from atlas.engine.gain import ROWS_MAX, Offer, RowCosts, Share, best_lengths
+from atlas.engine.gain import LEAST_GAIN, ROWS_MAX, Offer, RowCosts, Share, best_lengths
 from atlas.engine.ngram import longest_match
 
 
@@ -41,7 +41,7 @@ def test_the_length_is_the_one_with_most_tokens_per_second() -> None:
     for chance in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95):
         rates = [sum(chance**n for n in range(length + 1)) / cpu(1 + length) for length in range(17)]
         best = int(np.argmax(rates))
-        assert lengths(chance, seconds=cpu) == [best if rates[best] > 1.05 else 0], chance
+        assert lengths(chance, seconds=cpu) == [best if rates[best] > LEAST_GAIN else 0], chance
 
 
 def test_of_several_answers_those_that_are_surer_get_more_rows() -> None:
