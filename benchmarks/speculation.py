@@ -2,7 +2,7 @@
 
   edit          "copyist", a scripted model whose 12 layers cost what those of 60 M parameters do. The prompt holds a text of 300
                 tokens in which every so many (--edit-every) one is another; the answer is the text as it should be. n-grams find
-                it in the prompt, and lose it for three tokens after every change.
+                it in the prompt, and lose it for two tokens after every change.
   edit, draft   the same with a draft of 2 layers that is right four times of five.
   nano greedy   tasks of the nano benchmark, as the platform asks them, one answer each, temperature 0
   nano sampled  the same at temperature 0.8 with a seed each

@@ -12,11 +12,12 @@ from atlas.engine.drafts import Guess, Wanted
 from atlas.engine.runner import Tokens
 from atlas.engine.sequence import Sequence
 
-MATCH_TOKENS = 3  # as many must agree; chosen: of two-token matches in source code most go on otherwise
+MATCH_TOKENS = 2  # as many must agree at least; chosen: after one there are too many ways to go on
 LONGEST_TOKENS = 32  # agreement beyond it makes no guess better; chosen
 NUM_TRIED = 16  # places in one text, the last ones; chosen
 NOTHING = Guess((), "")
 
+_KINDS = [f"ngram-{length if length < 4 else length.bit_length() + 1}" for length in range(LONGEST_TOKENS + 1)]
 _back = np.arange(LONGEST_TOKENS)
 
 
@@ -50,7 +51,7 @@ def _guess(sequence: Sequence, others: list[Tokens], most: int) -> Guess:
     following = text[end : end + most]
     if text is own and len(following) < most:
         following = np.resize(following, most)  # a text that repeats itself goes round
-    return Guess(tuple(following.tolist()), f"ngram-{length.bit_length()}")
+    return Guess(tuple(following.tolist()), _KINDS[length])
 
 
 def longest_match(text: Tokens, own: Tokens) -> tuple[int, int]:
@@ -60,10 +61,13 @@ def longest_match(text: Tokens, own: Tokens) -> tuple[int, int]:
     """
     if len(text) <= MATCH_TOKENS or len(own) < MATCH_TOKENS:
         return 0, 0
-    third, second, first = own[-MATCH_TOKENS:]
-    at = np.flatnonzero(text[2:-1] == first)  # `at + 3` is the length of such a beginning
-    at = at[text[at + 1] == second]
-    at = at[text[at] == third][-NUM_TRIED:]
+    at = np.flatnonzero(text[1:-1] == own[-1])  # `at + 2` is the length of such a beginning
+    at = at[text[at] == own[-2]]
+    if len(own) > MATCH_TOKENS:
+        further = at[at > 0]
+        further = further[text[further - 1] == own[-3]]
+        at = further if len(further) else at
+    at = at[-NUM_TRIED:]
     if not len(at):
         return 0, 0
     ends = at[::-1] + MATCH_TOKENS
