@@ -20,7 +20,8 @@ ROW_SHARE_CPU, ROW_SHARE_GPU = 0.5, 0.05  # of a step of one row, until measured
 FIRST_CHANCE = 0.6  # that a guess of a kind is right, until it is known; chosen
 KIND_MEMORY, SEQUENCE_MEMORY = 500.0, 12.0  # tokens; chosen
 KIND_WEIGHT, SEQUENCE_WEIGHT = 4.0, 3.0  # tokens; chosen
-PROBE_STEPS = 128  # so long nothing was computed that could have been: try, for what is known of costs and chances gets old
+# So long nothing was computed that could have been: try, for what is known of costs and chances is a belief first, and gets old.
+FIRST_PROBE_STEPS, PROBE_STEPS = 8, 128  # the first pause, doubled after each; chosen
 LONGEST_PAUSE = 7  # steps without a look for what may be copied; chosen
 HIGHEST_CHANCE = 0.98  # no guess is surer
 NOTHING = Guess((), "")
@@ -68,7 +69,7 @@ class Speculator:
         self._lookup, self._model = Source(lookup), Source(model) if model is not None else None
         self._eog, self._max_tokens = vocab.eog, max_tokens
         self._costs = costs
-        self._num_idle = 0
+        self._num_idle, self._probe_steps = 0, FIRST_PROBE_STEPS
 
     def drafts(self, decode: list[Part], room: int) -> list[Draft]:
         """One for each of these parts, which have one token each; `room` tokens at most together."""
@@ -114,10 +115,12 @@ class Speculator:
         if not self._costs.is_known or not any(offer.most for offer in offers):
             return [0] * len(offers)
         room = min(room, self._costs.within_reach - rows)
-        least_gain = LEAST_GAIN if self._num_idle < PROBE_STEPS else 0.0
+        is_probe = self._num_idle >= self._probe_steps
+        least_gain = 0.0 if is_probe else LEAST_GAIN
         lengths = best_lengths(offers, rows=rows, room=room, seconds=self._costs.seconds, least_gain=least_gain)
         if any(lengths):
             self._num_idle = 0
+            self._probe_steps = min(PROBE_STEPS, (1 + is_probe) * self._probe_steps)
         return lengths
 
     def _ask_model(self, wanted: list[Wanted], offers: list[Offer], lengths: list[int], guesses: list[Guess]) -> None:

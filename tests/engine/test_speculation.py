@@ -345,7 +345,7 @@ async def test_where_rows_cost_their_share_hardly_anything_is_computed_but_tried
         await generate(engine, ask("xyz def ghi " * 4, max_tokens=1000))
         await settled(engine)
         stats = engine.stats()
-        assert 2 <= stats.drafted_tokens <= 1000 // 128 + 1
+        assert 4 <= stats.drafted_tokens <= 4 + 1000 // 128 + 1
         assert stats.steps >= 990
 
 
