@@ -199,6 +199,8 @@ class Scheduler:
         return 0 if plan.prefill else free - len(plan.decode)
 
     def with_drafts(self, plan: Plan, drafts: list[Draft]) -> Plan:
+        if not any(drafts):
+            return plan
         self._num_rows += sum(map(len, drafts))
         return Plan([part._replace(draft=draft) for part, draft in zip(plan.decode, drafts, strict=True)], [])
 
