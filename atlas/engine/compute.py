@@ -11,9 +11,10 @@ import time
 from typing import NamedTuple
 
 from atlas.engine.chain import Candidates
+from atlas.engine.plan import Part, Plan
 from atlas.engine.runner import DecodeResult, Rows, Runner
 from atlas.engine.sampler import sample
-from atlas.engine.scheduler import Part, Plan, Scheduler
+from atlas.engine.scheduler import Scheduler
 from atlas.engine.sequence import Sequence, Step
 from atlas.errors import EngineFailed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from atlas.engine.scheduler import Draft
+from atlas.engine.plan import Draft
 from atlas.engine.sequence import Sequence
 
 

@@ -21,6 +21,7 @@ from itertools import count
 from typing import NamedTuple
 
 from atlas.engine.host_cache import Entry, HostCache
+from atlas.engine.plan import Draft, Part, Plan
 from atlas.engine.radix import Match, PrefixTree
 from atlas.engine.reuse import AnyPrefix, Position, Reuse, WholeState
 from atlas.engine.runner import Runner, Tokens
@@ -33,29 +34,6 @@ GROWTH_TOKENS = 64  # cells kept ready for each running sequence at admission; c
 CARRIED_ROWS = 2048  # if it has to be computed again: by arithmetic 1,760 on a CPU (docs/log.md), 16,000 for Qwen3-14B on a GPU
 CARRIED_ROWS_IF_SAVED = 64  # if it is copied to the host and back
 WORTH_LOADING_TOKENS = 32  # more than what is in the context anyway; chosen, unmeasured
-
-
-Draft = tuple[int, ...]
-
-
-class Part(NamedTuple):
-    """Some rows of a step: the next tokens of one sequence; `is_last` when its logits are wanted.
-
-    Behind the one token of a decode part there may be guesses at those that follow, a row each: its draft.
-    """
-
-    sequence: Sequence
-    start: int
-    tokens: Tokens
-    is_last: bool
-    draft: Draft = ()
-
-
-class Plan(NamedTuple):
-    """One step: decode rows (one token each, all outputs) and prefill parts."""
-
-    decode: list[Part]
-    prefill: list[Part]
 
 
 class Held(NamedTuple):

@@ -11,8 +11,8 @@ from collections import defaultdict
 
 from atlas.engine.drafts import Drafter, Guess, Wanted
 from atlas.engine.gain import LEAST_GAIN, Offer, Record, RowCosts, Share, best_lengths
+from atlas.engine.plan import Draft, Part
 from atlas.engine.runner import Vocab
-from atlas.engine.scheduler import Draft, Part
 from atlas.engine.sequence import Sequence
 
 ROWS_OFF = 8  # chosen: for up to 8 rows llama.cpp has CUDA kernels of their own, to which a further row is nearly free

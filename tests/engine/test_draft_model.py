@@ -98,6 +98,11 @@ async def test_a_draft_of_another_vocabulary_is_refused_with_the_difference(tmp_
         (ggufs.tiny_calm(), str(padded), r"padded.gguf has a vocabulary of 300, calm.gguf 270: .* set engine.speculation to"),
         (cat, str(dog), r"dog.gguf has as token 270 b'dog', cat.gguf b'cat'"),
         (cat, str(tmp_path / "gone.gguf"), r"engine.draft_model: .*gone.gguf does not exist; or set engine.speculation"),
+        (
+            ggufs.tiny_calm(),
+            str(ggufs.tiny_hybrid()),
+            r"hybrid.gguf \(lfm2\) cannot take back a wrong guess: .* name a transformer",
+        ),
         (cat, "", r"engine.draft_model is empty: .* set engine.speculation to 'ngram' or 'off'"),
     ):
         with pytest.raises(ModelFileError, match=message):

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from atlas.engine import Engine
-from atlas.engine.binding import c
 from atlas.engine.draft_model import ModelDrafter
 from atlas.engine.gain import RowCosts
 from atlas.errors import EngineUnavailable
@@ -349,10 +348,9 @@ async def test_where_rows_cost_their_share_hardly_anything_is_computed_but_tried
         assert stats.steps >= 990
 
 
-async def test_a_model_that_cannot_take_back_a_guess_is_not_guessed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_model_that_cannot_take_back_a_guess_is_not_guessed_for() -> None:
     """A recurrent state has no tail to drop."""
-    monkeypatch.setattr(c, "llama_model_is_recurrent", lambda _model: True)
-    async with guessing("ngram") as engine:
+    async with guessing("ngram", ggufs.tiny_hybrid()) as engine:
         await generate(engine, ask("xyz def ghi " * 4, max_tokens=60))
         assert engine.stats().drafted_tokens == 0
 
