@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 ROWS_MAX = 40  # of a step with drafts
-LEAST_GAIN = 1.1  # below it what is to be had is lost in the estimates' errors: nano, 56 % right, was 2 % slower at 1.05
+LEAST_GAIN = 1.1  # below it what is to be had may be less than the estimates' errors; chosen, unmeasured
 LEAST_MARGINAL = 0.02  # tokens that a row may bring; chosen
 LEAST_RISE = 0.01  # of a step, per row further than any seen; chosen
 CLIP = 0.5  # a step's time counts as at most this far from what was expected, in nats: the machine may have been busy
