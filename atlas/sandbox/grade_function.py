@@ -42,6 +42,7 @@ class Prepared(NamedTuple):
     args: Any
     kwargs: Any
     expected: Any
+    shown: str  # what was expected, for people
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,7 +96,8 @@ def _prepare(number: int, case: Case, entry_point: str) -> Prepared:
     shown = ", ".join(
         [show(arg, NAME_CHARS) for arg in _items(args_encoded)] + [f"{key}={value!r}" for key, value in kwargs.items()]
     )
-    return Prepared(case, f"{entry_point}({shown})"[:NAME_CHARS], args_encoded, kwargs_encoded, expected)
+    name = f"{entry_point}({shown})"[:NAME_CHARS]
+    return Prepared(case, name, args_encoded, kwargs_encoded, expected, show(expected, SHOWN_CHARS))
 
 
 _remember = lru_cache(maxsize=NUM_REMEMBERED)(_prepare)
@@ -148,7 +150,7 @@ def _reports(result: BoxResult, num_cases: int) -> list[Report]:
 
 def _judge_case(prepared: Prepared, report: Report) -> CaseResult:
     seconds = seconds_of(report.seconds)
-    result = CaseResult(name=prepared.name, outcome="failed", expected=show(prepared.expected, SHOWN_CHARS), wall_s=seconds)
+    result = CaseResult(name=prepared.name, outcome="failed", expected=prepared.shown, wall_s=seconds)
     if report.fault:
         return replace(result, outcome="error", message=report.fault.text)
     if report.strange is not None or report.value is msgspec.UNSET:
@@ -184,7 +186,7 @@ def _cut_off(prepared: list[Prepared], cases: list[CaseResult], result: BoxResul
     ending = no_result(boxes.tier, result, message="the process ended before every case had a result")
     outcomes: list[CaseOutcome] = [case_outcome(ending.outcome), *["skipped"] * len(prepared)]  # type: ignore[list-item]
     rest = zip(prepared[len(cases) :], outcomes, strict=False)
-    cases += [CaseResult(name=case.name, outcome=outcome, expected=show(case.expected, SHOWN_CHARS)) for case, outcome in rest]
+    cases += [CaseResult(name=case.name, outcome=outcome, expected=case.shown) for case, outcome in rest]
     passed = sum(case.outcome == "passed" for case in cases)
     run = sum(case.outcome != "skipped" for case in cases)
     return replace(ending, cases=tuple(cases), sealed=True, tests_run=run, tests_passed=passed)

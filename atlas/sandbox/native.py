@@ -95,7 +95,7 @@ class NativeBoxes:
             self._watch.add(running.job, running.zygote, running.box)
         else:
             running = await self._submit(spec)
-        self._spares.prepare(spec)
+            self._spares.prepare(spec)
         return await self._finish(running)
 
     async def _prepare(self, spec: BoxSpec) -> Spare:
@@ -177,7 +177,13 @@ class NativeBoxes:
             report=report,
         )
         try:
-            ending = zygote.submit(job, (payload, stdin, *writable, *peer), box.start_clock, has_keeper=spec.has_keeper)
+            ending = zygote.submit(
+                job,
+                (payload, stdin, *writable, *peer),
+                box.start_clock,
+                has_keeper=spec.has_keeper,
+                is_fresh=spec.fresh,
+            )
         except SandboxUnavailable:
             box.close()
             raise

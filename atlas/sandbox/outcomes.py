@@ -105,10 +105,16 @@ def clean(done: Execution) -> Execution:
     """The same with texts that can be sent on: a box may report half a surrogate pair, and names without end."""
     return replace(
         done,
-        cases=tuple([replace(case, name=_sendable(case.name), message=_sendable(case.message)) for case in done.cases]),
+        cases=tuple(map(_sendable_case, done.cases)),
         error_type=_sendable(done.error_type)[:TYPE_LIMIT_CHARS],
         error_message=trim(_sendable(done.error_message)),
     )
+
+
+def _sendable_case(case: CaseResult) -> CaseResult:
+    if case.name.isascii() and case.message.isascii():
+        return case
+    return replace(case, name=_sendable(case.name), message=_sendable(case.message))
 
 
 def _sendable(text: str) -> str:

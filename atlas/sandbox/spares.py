@@ -96,10 +96,14 @@ class Spares:
         return spec.fresh and not spec.tests and spec.project is None
 
     async def take(self, spec: BoxSpec, order: bytes) -> Running | None:
-        """One that begins with this order, if one is there."""
+        """One that begins with this order, if one is there.
+
+        The next of its kind is on its way by then: whoever asks without a break has two processors start them in turns.
+        """
         spare = self._waiting.pop(_key(spec), None)
         if spare is None:
             return None
+        self.prepare(spec)
         try:
             await spare.begin(order, spec)
         except OSError:  # it has died

@@ -124,7 +124,7 @@ class Zygote:
             raise
 
     def submit(
-        self, job: int, descriptors: Sequence[int], on_started: Callable[[float], None], *, has_keeper: bool
+        self, job: int, descriptors: Sequence[int], on_started: Callable[[float], None], *, has_keeper: bool, is_fresh: bool
     ) -> asyncio.Future[Ended]:
         """Make a box of these descriptors, which stay the caller's to close.
 
@@ -138,7 +138,7 @@ class Zygote:
         rights = array.array("i", descriptors)
         try:
             self._socket.sendmsg(
-                [b"box %d %d" % (job, has_keeper)],
+                [b"box %d %d %d" % (job, has_keeper, is_fresh)],
                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)],
             )
         except OSError as error:

@@ -7,7 +7,6 @@ word (how the program ended) only ever makes a result worse.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import resource
@@ -67,6 +66,31 @@ def keep(setup: Setup, job: int, descriptors: list[int], status: int) -> NoRetur
         begin(setup, job, descriptors, status)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the only one a first process would act on
+    _reap(child, job, status)
+
+
+def keep_fresh(setup: Setup, job: int, descriptors: list[int], status: int) -> NoReturn:
+    """Pid 1 of a box whose program is a fresh interpreter. Never returns.
+
+    It builds the isolation around itself before it starts the program, which inherits every layer: a fork would copy the memory
+    of this process only to be given up, and posix_spawn lends it.
+    """
+    try:
+        kernel.after_fork()
+        payload, report, *peer = _take_streams(descriptors)
+        isolate(setup, program.read_order(payload), [0, 1, 2, payload, report, *peer, status])
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)  # of this process; executing gives the program a memory of its own
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        path, arguments = _fresh(setup, payload, report, peer)
+        child = os.posix_spawn(path, arguments, view.ENVIRONMENT, setsid=True, setsigdef=[signal.SIGINT])
+    except BaseException as error:  # still before the first line of untrusted code
+        tell_failure(job, status, error)
+        os._exit(FAILED_SETUP)
+    _reap(child, job, status)
+
+
+def _reap(child: int, job: int, status: int) -> NoReturn:
+    """Whatever ends in this box; when the program has, tell how, and end all the rest."""
     kernel.close_range(0, status - 1)
     kernel.close_range(status + 1, kernel.LAST_DESCRIPTOR)
     pid = ended = 0
@@ -107,8 +131,10 @@ def isolate(setup: Setup, order: dict[str, Any], kept: list[int]) -> None:
 
 def apply_own_settings() -> None:
     for path, value in OWN_SETTINGS.items():
-        with contextlib.suppress(OSError):  # an old kernel, no /proc/sys, or not the right to
+        try:  # noqa: SIM105 - a context manager would be three more objects in each box
             kernel.write_text(path, value)
+        except OSError:  # an old kernel, no /proc/sys, or not the right to
+            pass
 
 
 def limit(limits: dict[str, Any], *, other_processes: int = 0) -> None:
@@ -149,21 +175,19 @@ def begin(
 
     What builds the layers around it is `isolated_by`; `is_fresh` tells that this is a fresh interpreter already.
     """
-    payload, stdin, stdout, stderr, report, *peer = descriptors
     try:
         kernel.after_fork()
+        payload, report, *peer = _take_streams(descriptors)
         order = program.read_order(payload)
-        isolated_by(setup, order, [*descriptors, status])
-        for number, descriptor in enumerate((stdin, stdout, stderr)):
-            os.dup2(descriptor, number)
+        isolated_by(setup, order, [0, 1, 2, payload, report, *peer, status])
         if order["fresh"] and not is_fresh:
-            kernel.close_all_but([0, 1, 2, payload, report, *peer, status])
-            _start_fresh(setup, payload, report, peer)
+            os.execve(*_fresh(setup, payload, report, peer), view.ENVIRONMENT)
         run = runners.find(order["runner"])
     except BaseException as error:  # still before the first line of untrusted code
         tell_failure(job, status, error)
         os._exit(FAILED_SETUP)
-    kernel.close_all_but([0, 1, 2, report, *peer])
+    os.close(payload)
+    os.close(status)
     if order["fresh"]:
         frames.write_body(report, fresh.BEGUN)
     program.perform(run, order["payload"], report, peer)
@@ -175,11 +199,18 @@ def tell_failure(job: int, status: int, error: BaseException) -> None:
     os.write(status, b'{"job":%d,"failure":%s}\n' % (job, failure.encode()))  # shorter than PIPE_BUF: whole or not at all
 
 
-def _start_fresh(setup: Setup, payload: int, report: int, peer: list[int]) -> None:
-    """Replace this process by a new interpreter that performs the same order; no site, because its paths are known."""
+def _take_streams(descriptors: list[int]) -> list[int]:
+    """Make the program's own what it reads and writes; the other descriptors: payload, report[, receiving, sending]."""
+    payload, *streams = descriptors[:4]
+    for number, descriptor in enumerate(streams):
+        os.dup2(descriptor, number)
+    return [payload, *descriptors[4:]]
+
+
+def _fresh(setup: Setup, payload: int, report: int, peer: list[int]) -> tuple[str, list[str]]:
+    """The program and its arguments that perform the same order in a new interpreter; no site, because its paths are known."""
     descriptors = [payload, report, *peer]
     for descriptor in descriptors:
         os.set_inheritable(descriptor, True)
-    script = os.path.join(view.PROGRAM, "fresh.py")
     arguments = [",".join(map(str, descriptors)), ":".join(setup.path)]
-    os.execve(setup.python, [setup.python, "-I", "-S", "-B", script, *arguments], view.ENVIRONMENT)
+    return setup.python, [setup.python, "-I", "-S", "-B", "-c", fresh.BOOT, *arguments]

@@ -9,12 +9,9 @@ import struct
 libc = ctypes.CDLL(None, use_errno=True)
 # A copy of this process must hold the interpreter lock when it wakes up: PyDLL keeps it during the call.
 _locked = ctypes.PyDLL(None, use_errno=True)
-# What is looked up here is not looked up again in every box; and of what has types, arguments need no objects of their own.
+# What is looked up here is not looked up again in every box.
 _tell_interpreter = ctypes.PyDLL(None)["PyOS_AfterFork_Child"]
-_prctl = libc["prctl"]
-_prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
-_socket, _ioctl = libc["socket"], libc["ioctl"]
-_ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_char_p]
+_prctl, _socket, _ioctl, _syscall = libc["prctl"], libc["socket"], libc["ioctl"], libc["syscall"]
 
 MACHINE = os.uname().machine
 MACHINES = ("x86_64", "aarch64")  # whose system calls are known here and in seccomp.py
@@ -155,7 +152,7 @@ LAST_DESCRIPTOR = 0x7FFFFFFF
 
 def close_range(first: int, last: int) -> None:
     if first <= last:
-        check(libc.syscall(_SYS_CLOSE_RANGE, first, last, 0), "close_range")
+        check(_syscall(_SYS_CLOSE_RANGE, first, last, 0), "close_range")
 
 
 def close_all_but(kept: list[int]) -> None:
@@ -188,7 +185,7 @@ def drop_capabilities() -> None:
     while _prctl(PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
         number += 1
     _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    check(libc.syscall(_SYS_CAPSET, _CAPABILITIES_OF_SELF, _NO_CAPABILITIES), "capset")
+    check(_syscall(_SYS_CAPSET, _CAPABILITIES_OF_SELF, _NO_CAPABILITIES), "capset")
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 

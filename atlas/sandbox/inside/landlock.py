@@ -78,7 +78,7 @@ def _enter(ruleset: int) -> None:
 def _allow(ruleset: int, path: str, rights: int) -> None:
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        if rights & ~_RIGHTS_OF_FILES and not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             rights &= _RIGHTS_OF_FILES
         rule = struct.pack("=Qi", rights, descriptor)
         check(libc.syscall(_ADD, ruleset, _PATH_BENEATH, rule, 0), f"landlock_add_rule {path}")

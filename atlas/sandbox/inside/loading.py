@@ -24,8 +24,9 @@ class Missing(LookupError):
 
 def load(send: Callable[[dict[str, Any]], None]) -> ModuleType | None:
     """Compile and execute the candidate. One frame: `loaded`, or `compile` or `fault`, what it died of."""
-    path = os.path.join(os.getcwd(), FILE)
-    sys.path.insert(0, os.getcwd())
+    directory = os.getcwd()
+    path = f"{directory}/{FILE}"
+    sys.path.insert(0, directory)
     try:
         code = compile_file(path)
     except BaseException as error:  # whatever the compiler makes of it
@@ -44,7 +45,8 @@ def load(send: Callable[[dict[str, Any]], None]) -> ModuleType | None:
 def compile_file(path: str) -> CodeType:
     descriptor = os.open(path, os.O_RDONLY)  # a file object would be the only one of its kind in the box
     try:
-        return compile(os.read(descriptor, os.fstat(descriptor).st_size), path, "exec", dont_inherit=True)
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        return compile(os.pread(descriptor, size, 0), path, "exec", dont_inherit=True)
     finally:
         os.close(descriptor)
 

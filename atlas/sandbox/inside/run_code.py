@@ -5,9 +5,11 @@ Imported by every fresh interpreter; see frames.py for why it imports next to no
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import posix
 import sys
+from _sitebuiltins import Quitter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,8 +78,6 @@ def _exit_status(code: Any) -> int:
 
 def _finish(status: int) -> int:
     """End as an interpreter does: wait for threads, then what was registered for the end."""
-    import atexit
-
     try:
         if threading := sys.modules.get("threading"):
             threading._shutdown()  # noqa: SLF001
@@ -92,7 +92,5 @@ def _finish(status: int) -> int:
 def _complete_builtins() -> None:
     """What `site` would have added and programs use."""
     if not hasattr(builtins, "exit"):
-        from _sitebuiltins import Quitter
-
         for name in ("exit", "quit"):
             setattr(builtins, name, Quitter(name, "Ctrl-D (i.e. EOF)"))

@@ -116,7 +116,7 @@ class Starter(zygote.Zygote):
         self._errors: dict[int, int] = {}
         self.end_with = signal.SIGKILL if recipe.tier == "bwrap" else signal.SIGTERM
 
-    def _make(self, job: int, descriptors: list[int], *, has_keeper: bool) -> tuple[int, int]:
+    def _make(self, job: int, descriptors: list[int], *, has_keeper: bool, is_fresh: bool) -> tuple[int, int]:
         errors = self._errors[job] = _file(b"")
         pid = os.fork()
         if pid == 0:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from atlas.sandbox.inside import fresh
 from atlas.sandbox.inside.kernel import (
     MOUNT_ATTR_RDONLY,
     MS_BIND,
@@ -26,7 +27,7 @@ from atlas.sandbox.inside.kernel import (
 BOX_ID = 1000  # uid and gid inside
 HOME = "/box/work"  # below one name that no interpreter or project lies at
 TESTS = "/box/tests"
-PROGRAM = "/run/atlas/sandbox/inside"  # this package, for fresh interpreters
+PROGRAM = fresh.PROGRAM
 WRITABLE = (HOME, "/tmp", "/dev/shm")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 DEVICE_LINKS = {
@@ -53,12 +54,12 @@ ACCOUNTS = {
 }
 
 
-def build(read_only: list[str], also: Callable[[str], None] | None = None) -> bool:
+def build(read_only: list[str], also: Iterable[Callable[[str], None]] = ()) -> bool:
     """Make the root of this mount namespace; whether it has a /proc.
 
     Args:
         read_only: absolute paths beside the system's own that are seen at the same place.
-        also: called with the place where the new root is being made; shows what does not lie at the same place.
+        also: called with the place where the new root is being made; show what does not lie at the same place.
 
     Raises:
         OSError: a layer cannot be had.
@@ -74,8 +75,8 @@ def build(read_only: list[str], also: Callable[[str], None] | None = None) -> bo
         _show(path, descriptor)
     _show_at(PROGRAM, program)
     _make_directories()
-    if also:
-        also(_MOUNT_AT)
+    for show in also:
+        show(_MOUNT_AT)
     for path, descriptor in devices.items():
         _write(path, b"")
         mount(f"/proc/self/fd/{descriptor}", _MOUNT_AT + path, None, MS_BIND)

@@ -2,7 +2,7 @@
 
     python -I zygote.py CONTROL_FD CONFIGURATION
 
-One message on the control socket is one box: `box NUMBER KEEPER`, and its descriptors. What goes back, as JSON: `ready` or
+One message on the control socket is one box: `box NUMBER KEEPER FRESH`, and its descriptors. What goes back, as JSON: `ready` or
 `broken` once; `ended` for each box, with how its program ended. `tell NUMBER` asks for `started`: since when a box runs, and its
 pid (in the zygote's pid namespace). `kill NUMBER` ends one. When the socket closes the zygote ends, and with it, being pid 1 of
 its namespace, everything it has started.
@@ -29,7 +29,7 @@ if __name__ == "__main__":  # run as a file: neither `atlas` nor its packages ma
     room = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     fresh.stand_in(("atlas", os.path.dirname(room)), ("atlas.sandbox", room))
 
-from atlas.sandbox.inside import box, kernel, landlock, runners, view
+from atlas.sandbox.inside import box, kernel, landlock, readymade, runners, view
 
 OWN_NAMESPACES = (
     kernel.CLONE_NEWNS
@@ -47,7 +47,8 @@ BOX_NAMESPACES = (
     | kernel.CLONE_NEWUTS
     | kernel.CLONE_NEWNET
 )
-MESSAGE_BYTES = 1 << 16
+MESSAGE_BYTES = 128  # room for more would be memory to touch for each box
+STATUS_BYTES = 1 << 16
 DESCRIPTORS_BYTES = socket.CMSG_LEN(4 * 7)
 OOM_SCORE = "500"  # of two processes the kernel may end, a box goes first
 
@@ -94,7 +95,7 @@ class Zygote:
             descriptors = array.array("i")
             for _, _, data in ancillary:
                 descriptors.frombytes(data)
-            self._start(job, descriptors.tolist(), has_keeper=order[2] == b"1")
+            self._start(job, descriptors.tolist(), has_keeper=order[2] == b"1", is_fresh=order[3] == b"1")
         elif running := self._find(job):
             if order[0] == b"kill":
                 os.kill(running.pid, self.end_with)  # not waited for yet, so the pid is still its own
@@ -102,10 +103,10 @@ class Zygote:
                 self._control.send(b'{"started":%d,"pid":%d,"at_s":%.6f}' % (job, running.pid, running.started_s))
         return True
 
-    def _start(self, job: int, descriptors: list[int], *, has_keeper: bool) -> None:
+    def _start(self, job: int, descriptors: list[int], *, has_keeper: bool, is_fresh: bool) -> None:
         started_s = time.monotonic()
         try:
-            pid, pidfd = self._make(job, descriptors, has_keeper=has_keeper)
+            pid, pidfd = self._make(job, descriptors, has_keeper=has_keeper, is_fresh=is_fresh)
         except OSError as error:
             self._send({"ended": job, "failure": str(error)})
             return
@@ -115,12 +116,13 @@ class Zygote:
         self._boxes[pidfd] = Running(job, pid, has_keeper, started_s)
         self._poll.register(pidfd, select.POLLIN)
 
-    def _make(self, job: int, descriptors: list[int], *, has_keeper: bool) -> tuple[int, int]:
+    def _make(self, job: int, descriptors: list[int], *, has_keeper: bool, is_fresh: bool) -> tuple[int, int]:
         """The box's first process, and a descriptor of it. Does not return in that process."""
         pid, pidfd = kernel.clone(BOX_NAMESPACES)
         if pid == 0:
             try:
-                enter = box.keep if has_keeper else box.begin
+                keep = box.keep_fresh if is_fresh else box.keep
+                enter = keep if has_keeper else box.begin
                 enter(self._setup, job, descriptors, self._status_for_boxes)
             except BaseException as error:  # nothing may return into the server's loop
                 box.tell_failure(job, self._status_for_boxes, error)
@@ -142,8 +144,13 @@ class Zygote:
         ending = self._endings.pop(job, {})  # a keeper that told nothing was killed, by us or by the kernel
         if not has_keeper:
             ending.setdefault("status", status)
-        cpu_s = usage.ru_utime + usage.ru_stime
-        self._send({"ended": job, "wall_s": wall_s, "cpu_s": cpu_s, "peak_bytes": usage.ru_maxrss * 1024, **ending})
+        spent = (job, wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+        if ending.keys() == {"status"}:  # nearly always; json would be memory to touch
+            self._control.send(
+                b'{"ended":%d,"wall_s":%.6f,"cpu_s":%.6f,"peak_bytes":%d,"status":%d}' % (*spent, ending["status"])
+            )
+        else:
+            self._send(dict(zip(("ended", "wall_s", "cpu_s", "peak_bytes"), spent, strict=True)) | ending)
 
     def _clear(self, job: int) -> None:
         """End what a box has left behind: nothing, when its first process is the first of a namespace."""
@@ -151,7 +158,7 @@ class Zygote:
     def _hear(self) -> None:
         """What came from boxes: a keeper says how its program ended, a program why it could not begin."""
         try:
-            text = os.read(self._status, MESSAGE_BYTES)
+            text = os.read(self._status, STATUS_BYTES)
         except BlockingIOError:
             return
         for line in text.splitlines():
@@ -210,7 +217,8 @@ def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
     path = [entry for entry in sys.path if os.path.isdir(entry)]
     kernel.write_text("/proc/self/oom_score_adj", OOM_SCORE)
     read_only = [*view.interpreter_paths(sys.executable), *configuration["read_only"]]
-    has_proc = view.build(read_only, _shower(configuration, is_root) if configuration["project"] else None)
+    shown = [readymade.prepare(), *([_shower(configuration, is_root)] if configuration["project"] else [])]
+    has_proc = view.build(read_only, shown)
     if is_root:
         become(configuration["uid"])
     os.environ.clear()
