@@ -23,6 +23,7 @@ _ORDERED = ("tuple", "deque")
 _PARTED = frozenset({"complex", "range", "Fraction", "timedelta"})
 _TEXTS = frozenset({"str", "int", "float", "bytes", "bytearray", "Decimal", "datetime", "time", "date"})
 _ATOMS = _PARTED | _TEXTS
+_SCALARS = frozenset({bool, int, float, str, type(None)})
 _NOT_FINITE = ("nan", "inf", "-inf")
 _HEX_DIGITS_SHOWN = 40
 
@@ -41,6 +42,8 @@ def matches(returned: Encoded, expected: Encoded, *, how: Compare, tolerance: fl
     Raises:
         Malformed: what was returned is the encoding of no value.
     """
+    if type(returned) in _SCALARS and type(returned) is type(expected) and returned == expected:
+        return True  # however they are compared; most are
     exactly = _normal(returned, 0, "exact")  # also proves that it is a value
     if how == "approx":
         return _is_close(returned, expected, tolerance)
@@ -181,6 +184,9 @@ def _order(encoded: Encoded) -> tuple[int, float, str]:
 
 def show(encoded: Encoded, limit: int) -> str:
     """An encoded value as Python would write it, cut off at a length."""
+    if type(encoded) in _SCALARS:
+        text = repr(encoded)
+        return text if len(text) <= limit else text[:limit] + "..."
     parts: list[str] = []
     room = limit
     for part in _written(encoded, 0):

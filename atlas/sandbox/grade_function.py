@@ -149,18 +149,27 @@ def _reports(result: BoxResult, num_cases: int) -> list[Report]:
 
 
 def _judge_case(prepared: Prepared, report: Report) -> CaseResult:
-    seconds = seconds_of(report.seconds)
-    result = CaseResult(name=prepared.name, outcome="failed", expected=prepared.shown, wall_s=seconds)
+    outcome, returned, message = _judgement(prepared, report)
+    return CaseResult(
+        name=prepared.name,
+        outcome=outcome,
+        expected=prepared.shown,
+        returned=returned,
+        message=message,
+        wall_s=seconds_of(report.seconds),
+    )
+
+
+def _judgement(prepared: Prepared, report: Report) -> tuple[CaseOutcome, str, str]:
+    """Outcome, what was returned, and a message."""
     if report.fault:
-        return replace(result, outcome="error", message=report.fault.text)
+        return "error", "", report.fault.text
     if report.strange is not None or report.value is msgspec.UNSET:
-        return replace(result, message=f"returned {report.strange}; only plain values can be compared")
+        return "failed", "", f"returned {report.strange}; only plain values can be compared"
     case = prepared.case
     is_right = matches(report.value, prepared.expected, how=case.compare, tolerance=case.tolerance)
     returned = show(report.value, SHOWN_CHARS)
-    if is_right:
-        return replace(result, outcome="passed", returned=returned)
-    return replace(result, returned=returned, message=f"expected {result.expected}, returned {returned}")
+    return ("passed", returned, "") if is_right else ("failed", returned, f"expected {prepared.shown}, returned {returned}")
 
 
 def _concluded(cases: list[CaseResult], reports: list[Report], result: BoxResult, boxes: Boxes) -> Execution:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import marshal
 import os
 import socket
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ log = structlog.get_logger("atlas.sandbox")
 FEW_SLOTS = 2
 SLOTS_PER_ZYGOTE = 4
 ENDING_S = 1.0
+PLAIN_MARSHAL = 2  # knows no references: what is equal in an order is two objects in the box
 SERVING_S = 60.0  # a candidate that is only asked is not ended by the clock before the one that asks
 EAGER = ("lite", "pytest")  # the others are started when first asked for
 
@@ -225,11 +227,13 @@ class NativeBoxes:
 
 
 def _order(spec: BoxSpec, *, waits: bool = False) -> bytes:
-    """What the box reads: everything but stdin, which is a file of its own. With `waits` another order follows."""
-    return msgspec.json.encode(
-        {name: getattr(spec, name) for name in spec.__struct_fields__ if name != "stdin"}
-        | {"limits": msgspec.structs.asdict(spec.limits), "waits": waits}
-    )
+    """What the box reads: everything but stdin, which is a file of its own. With `waits` another order follows.
+
+    JSON values, in the form that an interpreter reads without importing anything, in the version of it that all share.
+    """
+    fields = {name: getattr(spec, name) for name in spec.__struct_fields__ if name != "stdin"}
+    order = fields | {"limits": msgspec.structs.asdict(spec.limits), "waits": waits}
+    return marshal.dumps(msgspec.json.decode(msgspec.json.encode(order)), PLAIN_MARSHAL)
 
 
 Descriptors = tuple[list[tuple[int, int]], tuple[int, int]]

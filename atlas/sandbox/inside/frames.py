@@ -1,12 +1,11 @@
 """Frames on a file descriptor: four bytes of length, then one JSON value. No pickle, ever.
 
 Imported by every fresh interpreter, where `json`, `os` or `typing` would cost more than everything else together: what writes a
-frame is the C half of `json`, which is there without an import.
+frame is the C half of `json`.
 """
 
 from __future__ import annotations
 
-import _json
 import posix
 
 TYPE_CHECKING = False
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 FRAME_LIMIT_BYTES = 16 * 1024 * 1024
 HEADER_BYTES = 4  # big-endian
 READ_BYTES = 1 << 20
+_c_json: Any = None
 
 
 def write_frame(descriptor: int, value: Any) -> None:
@@ -25,8 +25,18 @@ def write_frame(descriptor: int, value: Any) -> None:
         OSError: the other side is gone.
         ValueError: the value is larger than FRAME_LIMIT_BYTES.
     """
-    encoder = _json.make_encoder({}, _refuse, _json.encode_basestring_ascii, None, ":", ",", False, False, True)  # as json.dumps
+    json = _c_json or _find_json()
+    encoder = json.make_encoder({}, _refuse, json.encode_basestring_ascii, None, ":", ",", False, False, True)  # as json.dumps
     write_body(descriptor, "".join(encoder(value, 0)).encode())
+
+
+def _find_json() -> Any:
+    """The C half of `json`, once: a program that reports nothing needs none."""
+    global _c_json
+    import _json
+
+    _c_json = _json
+    return _json
 
 
 def _refuse(value: Any) -> NoReturn:

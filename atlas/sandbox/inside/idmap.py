@@ -45,7 +45,7 @@ def bind_read_only(source: str, target: str, uid: int) -> None:
 
 
 def _call(name: str, number: int, *arguments: object) -> int:
-    return kernel.check(kernel.libc.syscall(number, *arguments), name)
+    return kernel.check(kernel.syscall(number, *arguments), name)
 
 
 def _namespace(uid_map: str, gid_map: str) -> int:

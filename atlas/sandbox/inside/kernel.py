@@ -10,8 +10,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 # A copy of this process must hold the interpreter lock when it wakes up: PyDLL keeps it during the call.
 _locked = ctypes.PyDLL(None, use_errno=True)
 # What is looked up here is not looked up again in every box.
-_tell_interpreter = ctypes.PyDLL(None)["PyOS_AfterFork_Child"]
-_prctl, _socket, _ioctl, _syscall = libc["prctl"], libc["socket"], libc["ioctl"], libc["syscall"]
+_tell_interpreter, _clone = ctypes.PyDLL(None)["PyOS_AfterFork_Child"], _locked["syscall"]
+syscall, _mount, _prctl, _socket, _ioctl = (libc[name] for name in ("syscall", "mount", "prctl", "socket", "ioctl"))
 
 MACHINE = os.uname().machine
 MACHINES = ("x86_64", "aarch64")  # whose system calls are known here and in seccomp.py
@@ -50,6 +50,8 @@ PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
+_pidfd = ctypes.c_int()
+_to_pidfd = ctypes.byref(_pidfd)
 _SYS_CLONE = 56 if _IS_X86 else 220
 _SYS_PIVOT_ROOT = 155 if _IS_X86 else 41
 _SYS_CAPSET = 126 if _IS_X86 else 91
@@ -93,9 +95,10 @@ def clone(flags: int) -> tuple[int, int]:
     One fork instead of unshare and two. No hook for forks runs, in neither libc nor the interpreter: the child calls `after_fork`
     or forks once more. This process must have one thread only.
     """
-    pidfd = ctypes.c_int(-1)
-    pid = _locked.syscall(_SYS_CLONE, ctypes.c_ulong(flags | CLONE_PIDFD | SIGCHLD), None, ctypes.byref(pidfd), None, None)
-    return check(pid, f"clone {flags:#x}"), pidfd.value if pid else -1
+    pid = _clone(_SYS_CLONE, flags | CLONE_PIDFD | SIGCHLD, None, _to_pidfd, None, None)
+    if pid < 0:
+        check(pid, f"clone {flags:#x}")
+    return pid, _pidfd.value if pid else -1
 
 
 def fork() -> int:
@@ -114,7 +117,7 @@ def unshare(flags: int) -> None:
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     arguments = [text.encode() if text is not None else None for text in (source, target, kind, data)]
-    result = libc.mount(arguments[0], arguments[1], arguments[2], ctypes.c_ulong(flags), arguments[3])
+    result = _mount(arguments[0], arguments[1], arguments[2], ctypes.c_ulong(flags), arguments[3])
     check(result, f"mount {source} on {target}")
 
 
@@ -127,7 +130,7 @@ def bind_read_only(source: str, target: str) -> None:
 def set_mount(target: str, attributes: int) -> None:
     """Add attributes to a mount and all below it; those it has stay."""
     wanted = struct.pack("QQQQ", attributes, 0, 0, 0)
-    result = libc.syscall(_SYS_MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted)))
+    result = syscall(_SYS_MOUNT_SETATTR, AT_FDCWD, target.encode(), AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted)))
     check(result, f"mount_setattr {target}")
 
 
@@ -136,7 +139,7 @@ def unmount(target: str) -> None:
 
 
 def pivot_root(new: str, old: str) -> None:
-    check(libc.syscall(_SYS_PIVOT_ROOT, new.encode(), old.encode()), "pivot_root")
+    check(syscall(_SYS_PIVOT_ROOT, new.encode(), old.encode()), "pivot_root")
 
 
 def prctl(option: int, value: int = 0) -> None:
@@ -152,7 +155,7 @@ LAST_DESCRIPTOR = 0x7FFFFFFF
 
 def close_range(first: int, last: int) -> None:
     if first <= last:
-        check(_syscall(_SYS_CLOSE_RANGE, first, last, 0), "close_range")
+        check(syscall(_SYS_CLOSE_RANGE, first, last, 0), "close_range")
 
 
 def close_all_but(kept: list[int]) -> None:
@@ -185,7 +188,7 @@ def drop_capabilities() -> None:
     while _prctl(PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
         number += 1
     _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    check(_syscall(_SYS_CAPSET, _CAPABILITIES_OF_SELF, _NO_CAPABILITIES), "capset")
+    check(syscall(_SYS_CAPSET, _CAPABILITIES_OF_SELF, _NO_CAPABILITIES), "capset")
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 

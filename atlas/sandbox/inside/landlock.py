@@ -7,7 +7,8 @@ import os
 import stat
 import struct
 
-from atlas.sandbox.inside.kernel import check, libc
+from atlas.sandbox.inside import kernel
+from atlas.sandbox.inside.kernel import check
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _VERSION = 1  # flag of _CREATE: only tell the version
@@ -25,7 +26,7 @@ _ATTRIBUTE_BYTES = {1: 8, 2: 8, 3: 8, 4: 16, 5: 16}  # from 6 on 24: scopes
 
 def version() -> int:
     """The kernel's, 0 if it has none. Only asking tells: the list of security modules in /sys is missing on some kernels."""
-    return max(0, int(libc.syscall(_CREATE, None, ctypes.c_size_t(0), _VERSION)))
+    return max(0, int(kernel.syscall(_CREATE, None, ctypes.c_size_t(0), _VERSION)))
 
 
 def restrict(read_only: list[str], writable: list[str], devices: list[str], *, deny_network: bool = False) -> None:
@@ -67,11 +68,11 @@ def attributes(kernel_version: int, *, rights: int, network: int) -> bytes:
 
 
 def _create(packed: bytes) -> int:
-    return check(libc.syscall(_CREATE, packed, ctypes.c_size_t(len(packed)), 0), "landlock_create_ruleset")
+    return check(kernel.syscall(_CREATE, packed, ctypes.c_size_t(len(packed)), 0), "landlock_create_ruleset")
 
 
 def _enter(ruleset: int) -> None:
-    check(libc.syscall(_RESTRICT, ruleset, 0), "landlock_restrict_self")
+    check(kernel.syscall(_RESTRICT, ruleset, 0), "landlock_restrict_self")
     os.close(ruleset)
 
 
@@ -81,6 +82,6 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
         if rights & ~_RIGHTS_OF_FILES and not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             rights &= _RIGHTS_OF_FILES
         rule = struct.pack("=Qi", rights, descriptor)
-        check(libc.syscall(_ADD, ruleset, _PATH_BENEATH, rule, 0), f"landlock_add_rule {path}")
+        check(kernel.syscall(_ADD, ruleset, _PATH_BENEATH, rule, 0), f"landlock_add_rule {path}")
     finally:
         os.close(descriptor)

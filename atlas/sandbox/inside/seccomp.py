@@ -11,7 +11,8 @@ import ctypes
 import errno
 import struct
 
-from atlas.sandbox.inside.kernel import MACHINE, MACHINES, check, libc
+from atlas.sandbox.inside import kernel
+from atlas.sandbox.inside.kernel import MACHINE, MACHINES, check
 
 Table = dict[str, tuple[int | None, int | None]]  # name: (x86-64, aarch64); None: does not exist there
 
@@ -203,7 +204,7 @@ class Filter:
 
     def install(self) -> None:
         """Filter this process and all it will start; needs no_new_privs. Of several filters the strictest answer holds."""
-        check(libc.syscall(*self._arguments), "seccomp")
+        check(kernel.syscall(*self._arguments), "seccomp")
 
 
 OURS = Filter(instructions(HERE))

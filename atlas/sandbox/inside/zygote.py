@@ -29,7 +29,7 @@ if __name__ == "__main__":  # run as a file: neither `atlas` nor its packages ma
     room = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     fresh.stand_in(("atlas", os.path.dirname(room)), ("atlas.sandbox", room))
 
-from atlas.sandbox.inside import box, kernel, landlock, readymade, runners, view
+from atlas.sandbox.inside import box, kernel, landlock, readymade, rehearsal, runners, view
 
 OWN_NAMESPACES = (
     kernel.CLONE_NEWNS
@@ -224,9 +224,7 @@ def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
     os.environ.clear()
     os.environ.update(view.ENVIRONMENT)
     os.chdir("/")
-    gc.collect()
-    gc.freeze()
-    return box.Setup(
+    setup = box.Setup(
         uid=os.getuid(),
         gid=os.getgid(),
         has_proc=has_proc,
@@ -234,6 +232,10 @@ def _prepare(configuration: dict[str, Any], is_root: bool) -> box.Setup:
         python=sys.executable,
         path=path,
     )
+    rehearsal.rehearse(setup)
+    gc.collect()
+    gc.freeze()
+    return setup
 
 
 def _shower(configuration: dict[str, Any], is_root: bool) -> Callable[[str], None]:
