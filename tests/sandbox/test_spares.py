@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,17 @@ from tests.sandbox.processes import descriptors, until, zygotes
 
 UID = 64779
 TELL = "import os\nprint(input(), hash('atlas'), os.stat('/proc/self').st_ctime_ns, os.listdir(), open('a/b/text').read())\n"
+LOOK_AT_KEEPER = """
+import os, signal, time
+time.sleep(1)
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL):
+    try:
+        os.kill(1, number)
+    except OSError:
+        pass
+is_interrupted = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+print(os.getpid(), os.getsid(0), os.path.exists("/proc/1"), is_interrupted)
+"""
 
 
 @pytest.fixture
@@ -42,6 +55,10 @@ async def prepared() -> int:
     return boxes_of(os.getpid())[0]
 
 
+def status_of(pid: int) -> dict[str, str]:
+    return dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+
+
 async def test_the_next_run_of_the_kind_is_served_by_a_box_that_was_there_before(boxes: NativeBoxes) -> None:
     assert (await boxes.run(fresh("print(1)"))).stdout == b"1\n"
     waiting = await prepared()
@@ -52,6 +69,39 @@ async def test_the_next_run_of_the_kind_is_served_by_a_box_that_was_there_before
     assert (result.ending, result.exit_code, result.stdout) == ("exit", 0, b"on\n")
     assert waiting not in boxes_of(os.getpid())
     assert 0.9 < result.wall_s < 10  # from when it was taken
+
+
+async def test_the_next_one_is_on_its_way_while_the_last_gets_ready(boxes: NativeBoxes) -> None:
+    await boxes.run(fresh("print(1)"))
+    stopped = [await prepared()]
+    stopped += [pid for pid in boxes_of(os.getpid()) if pid not in stopped]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    running = asyncio.create_task(boxes.run(fresh("print(2)")))
+    await until(lambda: set(boxes_of(os.getpid())) - set(stopped), "another one beside it")
+    assert not running.done()
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    assert (await running).stdout == b"2\n"
+
+
+async def test_what_keeps_a_fresh_interpreter_is_confined_as_it_is_and_neither_seen_nor_ended_by_it(boxes: NativeBoxes) -> None:
+    running = asyncio.create_task(boxes.run(fresh(LOOK_AT_KEEPER)))
+    keeper = await prepared()
+    await until(lambda: len(boxes_of(os.getpid())) >= 2, "its program")
+    status = status_of(keeper)
+    assert [status[name] for name in ("CapEff", "CapBnd", "NoNewPrivs", "Seccomp")] == ["0" * 16, "0" * 16, "1", "2"]
+    result = await running
+    assert (result.ending, result.exit_code, result.stdout) == ("exit", 0, b"2 2 False True\n"), result.stderr
+
+
+async def test_a_traceback_shows_nothing_of_what_runs_it(boxes: NativeBoxes) -> None:
+    for _ in range(2):  # the second is one that waited
+        result = await boxes.run(fresh("def f():\n    1 / 0\n\n\nf()"))
+        lines = [line.strip() for line in result.stderr.decode().splitlines() if line.startswith("  File")]
+        assert lines == ['File "/box/work/main.py", line 5, in <module>', 'File "/box/work/main.py", line 2, in f']
+        assert result.exit_code == 1
+        await prepared()
 
 
 async def test_it_gets_its_own_input_files_and_hash_seed_and_nothing_of_another(boxes: NativeBoxes) -> None:

@@ -116,9 +116,8 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
-    arguments = [text.encode() if text is not None else None for text in (source, target, kind, data)]
-    result = _mount(arguments[0], arguments[1], arguments[2], ctypes.c_ulong(flags), arguments[3])
-    check(result, f"mount {source} on {target}")
+    if _mount(source and source.encode(), target.encode(), kind and kind.encode(), flags, data and data.encode()) < 0:
+        check(-1, f"mount {source} on {target}")
 
 
 def bind_read_only(source: str, target: str) -> None:

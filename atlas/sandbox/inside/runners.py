@@ -64,5 +64,6 @@ def warm(profile: str) -> None:
 
 def _load(module: str) -> Any:
     path = f"atlas.sandbox.inside.{module}"
-    __import__(path)
+    if path not in sys.modules:
+        __import__(path)
     return sys.modules[path]
