@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # see frames.py
 
 OFTEN_USED = "collections", "datetime", "decimal", "fractions", "traceback", "typing"
 NAME = "function"  # in runners.py
+NO_KEYWORDS = values.encode({})  # of nearly every case
 SAMPLE = b"def add(a, b):\n    return a + b\n"
 
 
@@ -45,7 +46,7 @@ def run(payload: dict[str, Any], report: Channel, peer: Channel | None) -> int:
 
 
 def _call(module: ModuleType, entry: tuple[str, str], args: values.Encoded, kwargs: values.Encoded) -> dict[str, Any]:
-    positional, keywords = values.decode(args), values.decode(kwargs)
+    positional, keywords = values.decode(args), {} if kwargs == NO_KEYWORDS else values.decode(kwargs)
     started_s = time.perf_counter()
     try:
         returned = loading.bind(module, *entry)(*positional, **keywords)
