@@ -17,7 +17,7 @@ from atlas.sandbox.boxes import BoxSpec
 from atlas.sandbox.native import NativeBoxes
 from atlas.types import Program, RunLimits
 from tests.sandbox.processes import boxes as boxes_of
-from tests.sandbox.processes import descriptors, until, zygotes
+from tests.sandbox.processes import children, descriptors, until, zygotes
 
 UID = 64779
 TELL = "import os\nprint(input(), hash('atlas'), os.stat('/proc/self').st_ctime_ns, os.listdir(), open('a/b/text').read())\n"
@@ -73,13 +73,13 @@ async def test_the_next_run_of_the_kind_is_served_by_a_box_that_was_there_before
 
 async def test_the_next_one_is_on_its_way_while_the_last_gets_ready(boxes: NativeBoxes) -> None:
     await boxes.run(fresh("print(1)"))
-    stopped = [await prepared()]
-    stopped += [pid for pid in boxes_of(os.getpid()) if pid not in stopped]
+    keeper = await prepared()
+    os.kill(keeper, signal.SIGSTOP)  # it starts nothing any more
+    stopped = [keeper, *children(keeper)]
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     running = asyncio.create_task(boxes.run(fresh("print(2)")))
     await until(lambda: set(boxes_of(os.getpid())) - set(stopped), "another one beside it")
-    assert not running.done()
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
     assert (await running).stdout == b"2\n"
@@ -88,7 +88,7 @@ async def test_the_next_one_is_on_its_way_while_the_last_gets_ready(boxes: Nativ
 async def test_what_keeps_a_fresh_interpreter_is_confined_as_it_is_and_neither_seen_nor_ended_by_it(boxes: NativeBoxes) -> None:
     running = asyncio.create_task(boxes.run(fresh(LOOK_AT_KEEPER)))
     keeper = await prepared()
-    await until(lambda: len(boxes_of(os.getpid())) >= 2, "its program")
+    await until(lambda: children(keeper), "its program")
     status = status_of(keeper)
     assert [status[name] for name in ("CapEff", "CapBnd", "NoNewPrivs", "Seccomp")] == ["0" * 16, "0" * 16, "1", "2"]
     result = await running

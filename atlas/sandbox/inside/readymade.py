@@ -25,16 +25,37 @@ assert MODULES.keys() - {fresh.CORE} <= runners.RUNNERS.keys()
 
 
 def prepare() -> Callable[[str], None]:
-    """Compile now; what is returned lays the files into a root that is being made, when this package may be out of sight."""
-    modules = {purpose: [(name, marshal.dumps(_compile(name))) for name in names] for purpose, names in MODULES.items()}
-    contents = {fresh.CODE: marshal.dumps(_compile("fresh")), fresh.MODULES: marshal.dumps(modules)}
+    """Compile now; what is returned lays the files into a root that is being made, when this package may be out of sight.
+
+    A child compiles: what that takes, more than a megabyte, would otherwise be memory of each box.
+
+    Raises:
+        OSError: it could not.
+    """
+    made = os.memfd_create("readymade", os.MFD_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        try:
+            _write(made)
+        finally:  # nothing may return into the zygote
+            os._exit(0)
+    os.waitpid(child, 0)
+    contents = os.pread(made, os.fstat(made).st_size, 0)
+    os.close(made)
+    if not contents:
+        raise OSError("what fresh interpreters need could not be compiled")
 
     def lay(root: str) -> None:
-        for path, content in contents.items():
+        for path, content in marshal.loads(contents).items():  # noqa: S302 - made above
             with open(root + path, "wb") as file:
                 file.write(content)
 
     return lay
+
+
+def _write(descriptor: int) -> None:
+    modules = {purpose: [(name, marshal.dumps(_compile(name))) for name in names] for purpose, names in MODULES.items()}
+    os.write(descriptor, marshal.dumps({fresh.CODE: marshal.dumps(_compile("fresh")), fresh.MODULES: marshal.dumps(modules)}))
 
 
 def _compile(name: str) -> CodeType:
