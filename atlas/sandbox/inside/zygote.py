@@ -8,7 +8,7 @@ pid (in the zygote's pid namespace). `kill NUMBER` ends one. When the socket clo
 its namespace, everything it has started.
 """
 
-import _socket  # the C half does: what `socket` imports would be a third of a megabyte in each box
+import _socket  # the C half does: what `socket` imports would be 0.2 MB of each box
 import array
 import contextlib
 import gc
