@@ -78,7 +78,7 @@ class Exchange:
         request_id: the client's own if it sent a plain one; it is in the reply and in every line of the log.
         model: id of the model that answers; empty until one is chosen.
         plan: who may answer instead, where the model asked for has stand-ins.
-        receive: of its connection, to hear when the client goes.
+        receive: of its connection, to hear when the client goes; None at the end.
         metered: what is done for it; None until the handler submits something.
         proof: of an answer of model `atlas`, as far as it is known.
         waiting: what its handler waits for outside the engine; cancelled when the exchange ends.
@@ -89,7 +89,7 @@ class Exchange:
     def __init__(self, deps: GatewayDeps, registry: CollectorRegistry, meter: Meter, scope: HTTPScope, receive: Receive) -> None:
         self.deps = deps
         self.plan: Plan | None = None
-        self.receive = receive
+        self.receive: Receive | None = receive
         self.registry = registry
         self.meter = meter
         headers = scope["headers"]

@@ -34,6 +34,7 @@ async def submit(exchange: Exchange, engine: Engine, *prompts: Prompt, is_stream
         await exchange.submit(engine, *prompts, is_streamed=is_streamed)
         return
     metered = exchange.open_meter(is_streamed=is_streamed, is_watched=True)
+    assert exchange.receive is not None  # it is not over
     with on_disconnect(exchange.receive, exchange.abandon):
         await exchange.settling_failures(_follow(exchange, exchange.plan, metered, prompts))
 
