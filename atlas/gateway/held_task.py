@@ -29,6 +29,7 @@ class HeldTask:
 
     Attributes:
         is_heard_of: its worker has said that it has it.
+        model: that answers it; what it costs is booked under this id.
         metered: what it costs.
     """
 
@@ -39,6 +40,7 @@ class HeldTask:
         self.task = task
         self.delivery = Delivery(task_id=task.id, number=task.delivery)
         self.is_heard_of = False
+        self.model = model
         self._journal: Journal = deps.journal
         self._on_order = on_order
         self._aborting: asyncio.Task[object] | None = None

@@ -64,6 +64,10 @@ def check_model(exchange: Exchange, model: str) -> None:
         choose_engine(exchange, model)
         if exchange.adapter is not None:
             raise Unsupported(f"model {model!r}: tasks are solved with the model alone; leave the adapter out", param="model")
+        if model != loaded:
+            raise Unsupported(
+                f"model {model!r}: tasks are solved with {loaded!r}, which was loaded first; name that", param="model"
+            )
     elif loaded is not None and who.models is not None and ATLAS not in who.models:
         check_allowed(exchange, loaded)
 

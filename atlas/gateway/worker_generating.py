@@ -35,8 +35,8 @@ class Generating:
         Raises:
             AtlasError: what the engine, the queue or the owner's limits have against it.
         """
-        engine = self._deps.engine()
-        if engine is None:
+        engine = self._deps.engines().get(self._held.model)
+        if engine is None:  # it has been unloaded since: the task is given back, and begins anew with another
             raise still_loading()
         inner = self._inner = await self._held.metered.begin(engine, self._prompt())
         state: Any = "failed"
