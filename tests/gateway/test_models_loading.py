@@ -130,6 +130,14 @@ def test_a_second_model_is_loaded_beside_the_first_and_each_answers_by_its_name(
     assert [entry.action for entry in server.store.audit.entries(1)] == ["model.loaded"]
 
 
+def test_tasks_are_solved_with_the_model_that_was_loaded_first(server: Server) -> None:
+    assert server.post("second/load").status_code == 200
+    with server.http(server.store.keys.mint("tasks", scopes=("tasks",)).key) as http:
+        refused = http.post("/v1/tasks", json={"task": "Add two numbers.", "model": "second"})
+    assert refused.status_code == 400
+    assert "tasks are solved with 'first'" in refused.json()["error"]["message"]
+
+
 def test_a_model_that_goes_ends_its_answers_and_refuses_others_with_the_time_to_come_back(server: Server) -> None:
     server.post("second/load")
     with ThreadPoolExecutor(2) as threads:
