@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from atlas.errors import BadRequest, BudgetExhausted, Conflict, RateLimited
@@ -315,6 +315,8 @@ async def test_nobody_is_not_counted(live: Live) -> None:
 
 
 @settings(max_examples=25)
+@example([("admit", 0, 150, 0), ("admit", 1, 1, 0), ("settle", 0, 160, 0), ("extend", 1, 1, 0)])
+@example([("admit", 0, 22, 0), ("admit", 1, 1, 0), ("settle", 1, 149, 0), ("extend", 0, 1, 0), ("extend", 0, 23, 0)])
 @given(
     st.lists(
         st.tuples(st.sampled_from(["admit", "extend", "settle"]), st.integers(0, 5), st.integers(1, 60), st.integers(0, 9)),
@@ -345,7 +347,7 @@ async def _compare_with_model(server: Server, steps: list[tuple[str, int, int, i
                         await live.admit(asks[number])
             elif what == "extend" and number in charged:
                 wanted = max(tokens, charged[number])
-                fits = total - charged[number] + wanted <= 150
+                fits = wanted == charged[number] or total - charged[number] + wanted <= 150  # nothing more always fits
                 assert await live.extend(asks[number], tokens=tokens, cost=cost) == fits
                 charged[number] = wanted if fits else charged[number]
             elif what == "settle" and number in charged:
