@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +13,9 @@ from atlas.engine import Engine
 from atlas.errors import BadRequest, ModelFileError, Unsupported
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.models import choose_engine
-from atlas.gateway.portal import actor_of, portal_replies, store_of
+from atlas.gateway.portal import note, portal_replies
 from atlas.gateway.portal_wire import Done
 from atlas.gateway.wire import Wire
-from atlas.store import Change
 from atlas.types import AdapterInfo
 
 
@@ -72,7 +69,7 @@ async def load_adapter(request: HTTPRequest, model_id: FromPath[str], data: JSON
     except ModelFileError as error:
         raise BadRequest(error.message, param="path") from None
     reply = _reply(engine, adapter)
-    await _note(exchange, "adapter.loaded", reply.id)
+    await note(exchange, "adapter.loaded", reply.id)
     return reply
 
 
@@ -89,7 +86,7 @@ async def drop_adapter(request: HTTPRequest, model_id: FromPath[str], name: From
     engine = _engine(exchange, model_id)
     await engine.drop_adapter(name)
     dropped = f"{engine.capabilities.model}:{name}"
-    await _note(exchange, "adapter.dropped", dropped)
+    await note(exchange, "adapter.dropped", dropped)
     return Done(message=f"adapter {dropped} is dropped")
 
 
@@ -124,8 +121,3 @@ def _reply(engine: Engine, adapter: AdapterInfo) -> AdapterReply:
         scale=adapter.scale,
         num_users=adapter.num_users,
     )
-
-
-async def _note(exchange: Exchange, action: str, adapter: str) -> None:
-    change = Change(at=time.time(), actor=actor_of(exchange), action=action, object=adapter, source=exchange.source)
-    await asyncio.to_thread(store_of(exchange).audit.note, change)

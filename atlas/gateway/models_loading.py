@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from litestar import get, post
 from litestar.params import FromPath, JSONBody
@@ -12,10 +11,9 @@ from atlas.engine import LoadedModels
 from atlas.errors import Unsupported
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.models import describe
-from atlas.gateway.portal import actor_of, portal_replies, store_of
+from atlas.gateway.portal import note, portal_replies
 from atlas.gateway.portal_wire import Done
 from atlas.gateway.wire import Model, Wire
-from atlas.store import Change
 
 
 class LoadBody(Wire):
@@ -61,7 +59,7 @@ async def load_model(request: HTTPRequest, model_id: FromPath[str], data: JSONBo
     exchange = exchange_of(request)
     loading = _loaded(exchange).load(model_id, instead_of=data.instead_of)
     await asyncio.shield(asyncio.ensure_future(loading))  # goes on when the client does not wait for it
-    await _note(exchange, "model.loaded", model_id)
+    await note(exchange, "model.loaded", model_id[:64])
     return describe(exchange.deps, model_id)
 
 
@@ -76,7 +74,7 @@ async def load_model(request: HTTPRequest, model_id: FromPath[str], data: JSONBo
 async def unload_model(request: HTTPRequest, model_id: FromPath[str]) -> Done:
     exchange = exchange_of(request)
     await asyncio.shield(asyncio.ensure_future(_loaded(exchange).unload(model_id)))
-    await _note(exchange, "model.unloaded", model_id)
+    await note(exchange, "model.unloaded", model_id[:64])
     return Done(message=f"model {model_id} is unloaded")
 
 
@@ -85,8 +83,3 @@ def _loaded(exchange: Exchange) -> LoadedModels:
     if loaded is None:
         raise Unsupported("this server loads no models while it runs", param="model_id")
     return loaded
-
-
-async def _note(exchange: Exchange, action: str, model: str) -> None:
-    change = Change(at=time.time(), actor=actor_of(exchange), action=action, object=model[:64], source=exchange.source)
-    await asyncio.to_thread(store_of(exchange).audit.note, change)

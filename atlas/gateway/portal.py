@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from atlas.errors import Conflict, Forbidden, NotFound
 from atlas.gateway.exchange import Exchange
 from atlas.gateway.openapi import replies
 from atlas.gateway.wire import Wire
-from atlas.store import Store
+from atlas.store import Change, Store
 from atlas.types import Principal, User
 
 BODY_LIMIT_BYTES = 64 * 1024  # the longest honest body is a list of model ids
@@ -41,6 +42,12 @@ def actor_of(exchange: Exchange) -> str:
     """Who did it, for the audit log."""
     who = caller_of(exchange)
     return who.key_id or who.owner
+
+
+async def note(exchange: Exchange, action: str, what: str) -> None:
+    """Write into the audit log that the caller did this to `what`."""
+    change = Change(at=time.time(), actor=actor_of(exchange), action=action, object=what, source=exchange.source)
+    await asyncio.to_thread(store_of(exchange).audit.note, change)
 
 
 def account_of(exchange: Exchange) -> User:

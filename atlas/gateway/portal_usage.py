@@ -20,10 +20,10 @@ from litestar.response import Stream
 
 from atlas.errors import BadRequest
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
-from atlas.gateway.portal import actor_of, caller_of, is_administrator, portal_replies, store_of, unseen, whose
+from atlas.gateway.portal import actor_of, caller_of, is_administrator, note, portal_replies, store_of, unseen, whose
 from atlas.gateway.portal_wire import DAY_S, Done
 from atlas.gateway.wire import Wire
-from atlas.store import Budget, Change, UsageTotal
+from atlas.store import Budget, UsageTotal
 from atlas.types import Activity, Usage
 
 Group = Literal["key", "user", "model", "day", "hour"]
@@ -183,10 +183,7 @@ async def abort_request(request: HTTPRequest, request_id: FromPath[str]) -> Done
     if owner is None or (owner != who.owner and not is_administrator(who)):
         raise unseen("running request", request_id)
     if traffic.abort(request_id, actor=actor_of(exchange)):
-        change = Change(
-            at=time.time(), actor=actor_of(exchange), action="request.aborted", object=request_id, source=exchange.source
-        )
-        await asyncio.to_thread(store_of(exchange).audit.note, change)
+        await note(exchange, "request.aborted", request_id)
     return Done(message=f"request {request_id} is being ended")
 
 

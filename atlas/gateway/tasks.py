@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import Annotated
 
 import msgspec
@@ -15,7 +13,7 @@ from litestar.response import Stream
 from atlas.errors import Forbidden
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
 from atlas.gateway.openapi import replies
-from atlas.gateway.portal import actor_of, caller_of, is_administrator, store_of
+from atlas.gateway.portal import caller_of, is_administrator, note
 from atlas.gateway.portal_usage import to_seconds
 from atlas.gateway.tasks_desk import (
     checked_request,
@@ -30,7 +28,7 @@ from atlas.gateway.tasks_events import event_stream
 from atlas.gateway.tasks_receipt import signed_receipt
 from atlas.gateway.tasks_wire import TaskBody, TaskDetail, TaskList, TaskReply, fields_of, to_task
 from atlas.ralph import SOLVE, Correction, TaskResult, read_correction, read_request
-from atlas.store import Change, Outcome, Task, TaskFilter, TaskState
+from atlas.store import Outcome, Task, TaskFilter, TaskState
 from atlas.types import Run
 
 STATUSES = (400, 401, 403, 404, 409, 413, 415, 429, 503)
@@ -122,8 +120,7 @@ async def cancel_task(request: HTTPRequest, task_id: FromPath[str]) -> TaskReply
     reason = {} if is_own else {"reason": "cancelled by an administrator"}
     task = await journal_of(exchange).cancel(task.id, **reason)
     if not is_own:
-        change = Change(at=time.time(), actor=actor_of(exchange), action="task.cancelled", object=task.id, source=exchange.source)
-        await asyncio.to_thread(store_of(exchange).audit.note, change)
+        await note(exchange, "task.cancelled", task.id)
     return to_task(task)
 
 
