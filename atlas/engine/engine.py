@@ -105,6 +105,7 @@ class LlamaEngine:
         self._grammar_lock = threading.Lock()
         self._outstanding = 0
         self._is_closed = False
+        self._prefixes: PrefixFile | None = None  # until they have been recalled
         self.capabilities = self._describe(model_id)
         self._core = Core(
             model,
@@ -170,17 +171,17 @@ class LlamaEngine:
         return b"".join(await self.pieces(tokens)).decode("utf-8", "replace")
 
     async def recall(self) -> None:
-        """Have the prefixes that were known when an engine of this model was closed last."""
+        """Have the prefixes that were known when an engine of this model was closed last, and keep them again at the end."""
         if self._settings.prefix_folder:
-            file = await asyncio.to_thread(self._prefix_file)
-            await self._core.remember(await asyncio.to_thread(file.read))
+            self._prefixes = await asyncio.to_thread(self._prefix_file)
+            await self._core.remember(await asyncio.to_thread(self._prefixes.read))
 
     async def close(self) -> None:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._settings.prefix_folder:
-            await self._keep_prefixes()
+        if self._prefixes is not None:
+            await self._keep(self._prefixes)
         await self._core.stop()
         await self._adapters.close()
         if self._embedder is not None:
@@ -191,13 +192,12 @@ class LlamaEngine:
         await asyncio.sleep(0)  # lets the thread's last hand-over run
         self._opened.close()
 
-    async def _keep_prefixes(self) -> None:
+    async def _keep(self, file: PrefixFile) -> None:
         try:
             entries = await self._core.prefixes()
         except AtlasError as error:  # they can be computed again
             log.warning("prefixes.not_kept", reason=error.message)
             return
-        file = await asyncio.to_thread(self._prefix_file)
         await asyncio.to_thread(file.write, entries)
 
     def _prefix_file(self) -> PrefixFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,19 @@ async def test_nothing_is_remembered_of_what_has_not_been_finished(tmp_path: Pat
         group = await engine.submit(Prompt(text=LONG, max_tokens=3000, sampling=(Sampling(temperature=1.0),)))
         await group.reached(3)
     assert written(tmp_path).read_bytes() == MAGIC
+
+
+async def test_a_model_whose_file_has_gone_is_closed_all_the_same(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    shutil.copy(ggufs.tiny_random(), model)
+    async with running(model, prefix_folder=str(tmp_path / "prefixes")) as engine:
+        await generate(engine, ask(LONG))
+        model.unlink()
+    shutil.copy(ggufs.tiny_random(), model)
+    async with running(model, prefix_folder=str(tmp_path / "prefixes")) as engine:
+        group = await engine.submit(ask(LONG))
+        await group.all()
+        assert group.cached_tokens == len(LONG) - 1
 
 
 def test_entries_come_back_as_they_went_in_the_same_order(tmp_path: Path) -> None:
