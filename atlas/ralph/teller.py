@@ -40,9 +40,13 @@ class Teller:
     async def rest(self) -> tuple[bytes, ...]:
         """The events that are to go with the end of the task; returns once all others were told."""
         rest, self._untold = self._untold[-MAX_EVENTS:], self._untold[:-MAX_EVENTS]
+        await self.told()
+        return tuple(rest)
+
+    async def told(self) -> None:
+        """Returns once everything was told."""
         if self._telling is not None:
             await self._telling
-        return tuple(rest)
 
     def stop(self) -> None:
         if self._telling is not None:

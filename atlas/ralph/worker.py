@@ -150,9 +150,12 @@ class _Delivery:
             return
 
     async def _said(self, ending: Ending) -> str:
-        events = await self._teller.rest()  # once: whether a lost answer had brought them nobody knows
         if isinstance(ending, Answer):
+            events = await self._teller.rest()  # once: whether a lost answer had brought them nobody knows
             return (await self._held.call(Finish, events=events, **msgspec.structs.asdict(ending))).finish or ""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORD_S):
+                await self._teller.told()
         timeout_s = LAST_WORD_S if self._stopping.is_set() else None
         answer = await self._held.call(GiveBack, timeout_s=timeout_s, **msgspec.structs.asdict(ending))
         return "given back" if answer.is_done else "over"

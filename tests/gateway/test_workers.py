@@ -203,6 +203,21 @@ async def test_events_travel_together_in_order_and_the_last_ones_with_the_end(sh
     assert told == [*map(msgspec.json.encode, events), b"done"]
 
 
+async def test_events_are_told_before_a_task_is_given_back(shop: Shop) -> None:
+    task_id = shop.submit()
+    async with connected(shop.line()) as line:
+        held = await leased(line)
+        teller = Teller(held)
+        for number in range(20):
+            teller.tell(_ended(number))
+        await teller.told()
+        assert (await held.call(GiveBack, reason="somebody else may", is_excused=True)).is_done
+        again = await leased(line)
+        await again.call(Finish, outcome="done")
+    told = [body for _, body in shop.do(history(shop.journal, task_id))]
+    assert told == [*(msgspec.json.encode(_ended(number)) for number in range(20)), b"done"]
+
+
 async def test_a_worker_has_no_say_in_what_another_one_holds(shop: Shop) -> None:
     task_id = shop.submit()
     async with connected(shop.line()) as line, connected(shop.line()) as other:
