@@ -31,14 +31,18 @@ class Drafter(Protocol):
 
     kind: str
 
-    def cost_s(self, length: int) -> float:
-        """What a guess of this length takes, for all sequences of a step together."""
-        ...
-
     def propose(self, wanted: list[Wanted]) -> list[Guess]:
         """One guess each, in that order; an empty one if there is none."""
         ...
 
     def close(self) -> None:
         """Give back what it holds; called when the engine thread has ended."""
+        ...
+
+
+class TimedDrafter(Drafter, Protocol):
+    """One whose guesses take time."""
+
+    def cost_s(self, length: int) -> float:
+        """What a guess of this length takes, for all sequences of a step together."""
         ...

@@ -14,7 +14,7 @@ from atlas.settings import EngineSettings
 
 GPU_RESERVE_BYTES = int(1.2 * 1024**3)  # CUDA context and compute buffers; measured by others on 16-24 GB cards
 HOST_RESERVE_BYTES = 256 * 1024**2  # compute buffers, and room for the rest of the machine; chosen, unmeasured
-CELLS_MIN = 2048  # as `sizing` has it: the shortest context that is any use
+CELLS_MIN = 2048  # the shortest context that is any use; chosen, unmeasured
 
 
 class Need(NamedTuple):

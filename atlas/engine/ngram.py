@@ -26,9 +26,6 @@ class NgramDrafter:
 
     kind = "ngram"
 
-    def cost_s(self, length: int) -> float:
-        return 0.0
-
     def propose(self, wanted: list[Wanted]) -> list[Guess]:
         sequences = [each.sequence for each in wanted]
         return [_guess(each.sequence, _answers_beside(each.sequence, sequences), each.most) for each in wanted]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from atlas.engine.drafts import Drafter, Guess, Wanted
+from atlas.engine.drafts import Drafter, Guess, TimedDrafter, Wanted
 from atlas.engine.gain import LEAST_GAIN, Offer, Record, RowCosts, Share, best_lengths
 from atlas.engine.plan import Draft, Part
 from atlas.engine.runner import Vocab
@@ -65,8 +65,9 @@ class Speculator:
         max_tokens: of one draft.
     """
 
-    def __init__(self, lookup: Drafter, model: Drafter | None, vocab: Vocab, *, costs: RowCosts, max_tokens: int) -> None:
+    def __init__(self, lookup: Drafter, model: TimedDrafter | None, vocab: Vocab, *, costs: RowCosts, max_tokens: int) -> None:
         self._lookup, self._model = Source(lookup), Source(model) if model is not None else None
+        self._model_cost_s = model.cost_s if model is not None else None
         self._eog, self._max_tokens = vocab.eog, max_tokens
         self._costs = costs
         self._num_idle, self._probe_steps = 0, FIRST_PROBE_STEPS
@@ -108,7 +109,7 @@ class Speculator:
         if self._model is None or wanted.most <= 0:
             return found
         asked = self._model.chance(self._model.record(wanted.sequence), self._model.drafter.kind)
-        return found if chance > asked else Offer(wanted.most, asked, self._model.drafter.cost_s)
+        return found if chance > asked else Offer(wanted.most, asked, self._model_cost_s)
 
     def _lengths(self, offers: list[Offer], *, rows: int, room: int) -> list[int]:
         self._num_idle += 1
