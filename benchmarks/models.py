@@ -11,7 +11,8 @@ import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.ggufs import Shape, Vocabulary, add_layers, begin, end, random_gguf, scripted_gguf
+from tests.gguf_vocabulary import Vocabulary
+from tests.ggufs import Shape, add_layers, begin, end, random_gguf, scripted_gguf
 
 FULL_VOCABULARY = 151_936  # Qwen3's
 

@@ -15,6 +15,7 @@ from atlas.engine import Engine, load_engine
 from atlas.settings import EngineSettings
 from atlas.types import Generation, Message, Prompt, Sampling, Tool
 from tests import ggufs
+from tests.gguf_vocabulary import Vocabulary
 
 GREEDY = (Sampling(temperature=0.0),)
 ADD = Tool(name="add", parameters={"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}})
@@ -121,7 +122,7 @@ def test_a_script_that_cannot_be_a_chain_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [ggufs.ANSWER, "ha ha ha ha ha!", "a < b, <think> and <think> again\n", "\n\nx", "é🙂 🙂 🙂"])
 async def test_a_text_is_cut_into_a_chain_by_itself(tmp_path: Path, text: str) -> None:
-    assert "".join(ggufs.Vocabulary().cut(text)) == text
+    assert "".join(Vocabulary().cut(text)) == text
     async with running(ggufs.scripted_gguf(tmp_path / "x.gguf", {"\n": text})) as engine:
         generation = await answer(engine, Prompt(text="<|im_start|>assistant\n", sampling=GREEDY))
         assert (generation.text, generation.finish_reason) == (text, "stop")

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
+from atlas.engine import ScriptedEngine, Upstreams
 from atlas.engine.breaker import Breaker
-from atlas.settings import FallbackSettings, UpstreamSettings
+from atlas.settings import FallbackSettings, LimitSettings, Price, Settings, UpstreamSettings
 from tests.engine.peer import DONE, USAGE, Peer, chat, event
-from tests.gateway.metered import Metered
+from tests.gateway.conftest import MODEL
+from tests.gateway.metered import Metered, _serving
+from tests.store.live.conftest import Server
 
 HI = [{"role": "user", "content": "hi"}]
 HELLO: list[bytes | float] = [
@@ -24,6 +30,15 @@ HELLO: list[bytes | float] = [
 ]
 PLAIN: list[bytes | float] = [event({"choices": [{"text": "Hello", "finish_reason": "stop"}]}), USAGE, DONE]
 CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+CHAINS = {
+    "best": ("near/m", "next/m"),
+    "other": ("near/m", "next/m"),  # registered, not loaded
+    "gone-first": ("gone/m", "near/m"),
+    "elsewhere": ("gone/m", "far/m"),
+    "dear": ("gone/m", "next/m", "near/m"),
+    "home": ("near/m", MODEL),
+}
+PRICES = {"near/m": Price(prompt=1.0, completion=2.0), "next/m": Price(prompt=1000.0, completion=1000.0)}
 
 
 @contextmanager
@@ -104,3 +119,21 @@ def open_all(stack: ExitStack, loop: asyncio.AbstractEventLoop) -> tuple[Peer, P
 
 def asked(peer: Peer) -> list[dict[str, Any]]:
     return [body for _, _, body in peer.requests]
+
+
+@pytest.fixture(scope="module")
+def whole(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    with ExitStack() as stack:
+        near, next_one, far = open_all(stack, stack.enter_context(peer_loop()))
+        fallback = fallback_settings(near, next_one, far, **CHAINS)
+        server = stack.enter_context(
+            _serving(
+                ScriptedEngine(["at home"], model=MODEL),
+                redis,
+                tmp_path_factory.mktemp("standing") / uuid.uuid4().hex,
+                limits=LimitSettings(prices=PRICES),
+                settings=Settings(fallback=fallback),
+                upstreams=Upstreams(fallback, {"STANDIN_KEY": "sk-near"}),
+            )
+        )
+        yield Standing(server, near, next_one, far)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -13,45 +11,25 @@ from typing import Any
 import httpx
 import pytest
 
-from atlas.engine import ScriptedEngine, Upstreams
+from atlas.engine import Upstreams
 from atlas.engine.breaker import FAILURES, OPEN_S, Breaker
-from atlas.settings import LimitSettings, Price, Settings
+from atlas.settings import Settings
 from atlas.store import Reservation
 from tests.engine.peer import DONE, chat, error
 from tests.gateway.conftest import MODEL, wait_for
-from tests.gateway.metered import Metered, MeteredServer, _serving, metered, redis
-from tests.gateway.standins import CHATS, COMPLETIONS, HELLO, HI, Standing, asked, fallback_settings, open_all, peer_loop
-from tests.store.live.conftest import Server
+from tests.gateway.metered import Metered, MeteredServer, metered, redis
+from tests.gateway.standins import (
+    CHATS,
+    COMPLETIONS,
+    HELLO,
+    HI,
+    Standing,
+    asked,
+    fallback_settings,
+    whole,
+)
 
-__all__ = ["metered", "redis"]  # fixtures
-
-CHAINS = {
-    "best": ("near/m", "next/m"),
-    "other": ("near/m", "next/m"),  # registered, not loaded
-    "gone-first": ("gone/m", "near/m"),
-    "elsewhere": ("gone/m", "far/m"),
-    "dear": ("gone/m", "next/m", "near/m"),
-    "home": ("near/m", MODEL),
-}
-PRICES = {"near/m": Price(prompt=1.0, completion=2.0), "next/m": Price(prompt=1000.0, completion=1000.0)}
-
-
-@pytest.fixture(scope="module")
-def whole(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
-    with ExitStack() as stack:
-        near, next_one, far = open_all(stack, stack.enter_context(peer_loop()))
-        fallback = fallback_settings(near, next_one, far, **CHAINS)
-        server = stack.enter_context(
-            _serving(
-                ScriptedEngine(["at home"], model=MODEL),
-                redis,
-                tmp_path_factory.mktemp("standing") / uuid.uuid4().hex,
-                limits=LimitSettings(prices=PRICES),
-                settings=Settings(fallback=fallback),
-                upstreams=Upstreams(fallback, {"STANDIN_KEY": "sk-near"}),
-            )
-        )
-        yield Standing(server, near, next_one, far)
+__all__ = ["metered", "redis", "whole"]  # fixtures
 
 
 @pytest.fixture
