@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import re
 import sys
 from collections import deque
@@ -65,14 +66,21 @@ class RecentLines:
 
 
 class Enduring:
-    """A stream whose lines are lost where it cannot take them: a full disk under the log must not fail what is logged."""
+    """A stream whose lines are lost where it cannot take them: a full disk under the log must not fail what is logged.
+
+    To the process's own standard error they go without a buffer: what waited in one would fail the end of the process.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._descriptor = stream.fileno() if stream is sys.__stderr__ else None
 
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            self._stream.write(text)
+            if self._descriptor is None:
+                self._stream.write(text)
+            else:
+                os.write(self._descriptor, text.encode(self._stream.encoding, "backslashreplace"))
 
     def flush(self) -> None:
         with contextlib.suppress(OSError):
@@ -101,7 +109,8 @@ def configure_logging(level: str, *, form: str = "auto") -> None:
         RECENT.keep,
     ]
     renderer = _renderer(form)
-    handler = logging.StreamHandler(sys.stderr)
+    stream = cast("TextIO", Enduring(sys.stderr))
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -113,7 +122,7 @@ def configure_logging(level: str, *, form: str = "auto") -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_least),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", Enduring(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
 

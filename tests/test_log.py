@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from atlas.log import RecentLines
 
@@ -76,8 +79,12 @@ async def test_readers_hear_of_new_lines() -> None:
     assert recent.lines() == [{"number": 1}, {"number": 2}]
 
 
-def test_a_log_on_a_full_disk_fails_nothing() -> None:
-    script = SETUP + "configure_logging('info', form='json')\nlog.info('lost')\nlog.info('lost too')\nprint('goes on')"
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_log_on_a_full_disk_fails_nothing(unbuffered: str) -> None:
+    environ = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    script = SETUP + "configure_logging('info', form='json')\nlog.info('lost')\nlogging.warning('lost too')\nprint('goes on')"
     with Path("/dev/full").open("w", encoding="utf-8") as full:
-        done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, text=True, check=True, env=environ
+        )
     assert done.stdout == "goes on\n"

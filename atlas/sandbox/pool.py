@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import io
 import signal
 import socket
 import sys
@@ -201,19 +200,6 @@ def failed(question_id: int, error: AtlasError) -> Failed:
     return Failed(id=question_id, code=error.code, message=error.message, param=error.param, retry_after_s=error.retry_after_s)
 
 
-class Unfailing(io.TextIOWrapper):
-    """A stream for the log: where there is no room for a line, the line is lost, and not the run that it is about."""
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            super().write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            super().flush()
-
-
 async def serve(owner_fd: int, listen_fd: int, configuration: PoolConfiguration) -> None:
     """Until the owner is gone, or SIGTERM."""
     loop = asyncio.get_running_loop()
@@ -235,7 +221,6 @@ async def serve(owner_fd: int, listen_fd: int, configuration: PoolConfiguration)
 def main() -> None:
     owner_fd, listen_fd, text = sys.argv[1:4]
     configuration = msgspec.json.decode(text, type=PoolConfiguration)
-    sys.stderr = Unfailing(sys.stderr.buffer, encoding="utf-8", errors="backslashreplace", write_through=True)
     configure_logging(configuration.log.level, form=configuration.log.format)
     gc.collect()
     gc.freeze()  # what was imported stays for good: a tenth of the pool's time went into looking at it again and again
