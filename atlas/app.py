@@ -21,6 +21,7 @@ import structlog
 import uvloop
 
 from atlas import control
+from atlas.bench import Runs
 from atlas.dashboard import DashboardDeps, create_routes
 from atlas.engine import Engine, RemoteEngine, load_engine
 from atlas.errors import AtlasError, OperatorError, SettingsError
@@ -171,6 +172,7 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         draining=draining,
         sandbox=serving.sandbox,
         upstreams=serving.upstreams,
+        benches=Runs(Path(serving.launch.data_dir)),
         is_unsafe=serving.launch.is_unsafe,
     )
     return create_app(deps, extra_routes=create_routes(pages))

@@ -40,6 +40,7 @@ def test_the_wheel_holds_settings_migrations_and_models(wheel: Path) -> None:
         "atlas/store/migrations/versions/0002_shared_use.py",
         "atlas/py.typed",
         "atlas/bench/nano.jsonl.gz",
+        "atlas/bench/body.html",
         "atlas/bench/report.html",
     }
     wanted |= {f"atlas/{path.relative_to(ROOT)}" for path in (ROOT / "templates").rglob("*") if path.is_file()}

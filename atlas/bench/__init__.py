@@ -4,26 +4,34 @@
 functions turn its records into figures with intervals. Solving and running are arguments; nothing here knows of servers.
 """
 
-from atlas.bench.figures import compare_records
+from atlas.bench.figures import compare_records, solved_by_method
 from atlas.bench.journal import Journal, read_journal
 from atlas.bench.methods import best_of, chosen, greedy, loop, standard_methods
-from atlas.bench.report import as_data, as_html, as_table, difference_line
+from atlas.bench.plots import as_text
+from atlas.bench.report import as_data, as_html, as_table, body_html, difference_line
 from atlas.bench.running import Bench
+from atlas.bench.runs import Kept, Runs
+from atlas.bench.statistics import Difference
 from atlas.bench.suites import Shelf, first_of, load_suite
 from atlas.bench.values import BenchSettings, Method, Record, Suite
 
 __all__ = [
     "Bench",
     "BenchSettings",
+    "Difference",
     "Journal",
+    "Kept",
     "Method",
     "Record",
+    "Runs",
     "Shelf",
     "Suite",
     "as_data",
     "as_html",
     "as_table",
+    "as_text",
     "best_of",
+    "body_html",
     "chosen",
     "compare_records",
     "difference_line",
@@ -32,5 +40,6 @@ __all__ = [
     "load_suite",
     "loop",
     "read_journal",
+    "solved_by_method",
     "standard_methods",
 ]

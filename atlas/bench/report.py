@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,23 @@ COLUMNS = ("method", "right", "verified", "verified but wrong", "tokens a task",
 
 def as_html(settings: BenchSettings, records: Sequence[Record]) -> str:
     """The page; everything in it is escaped."""
+    title = f"Bench of {settings.model} on {settings.suite}"
+    return _environment().get_template("report.html").render(title=title, body=body_html(settings, records))
+
+
+def body_html(settings: BenchSettings, records: Sequence[Record]) -> Markup:
+    """What is on the page below its title, for a page of somebody else's: headings of level 2, tables, drawings."""
     rows = figures_of(settings, records)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"rate": as_text, "percent": percent}
-    return environment.get_template("report.html").render(
-        title=f"Bench of {settings.model} on {settings.suite}",
-        facts=_facts(settings),
-        rows=rows,
-        plots=_plots(rows),
-        groups=sorted({group for row in rows for group in row.groups}),
-        pairs=method_pairs(settings, records),
+    return Markup(  # noqa: S704  # autoescaped inside
+        _environment()
+        .get_template("body.html")
+        .render(
+            facts=_facts(settings),
+            rows=rows,
+            plots=_plots(rows),
+            groups=sorted({group for row in rows for group in row.groups}),
+            pairs=method_pairs(settings, records),
+        )
     )
 
 
@@ -84,6 +90,15 @@ def difference_line(name: str, pair: Difference) -> str:
 def _oracle_line(row: Figures) -> str:
     rates = ", ".join(f"pass@{k} {as_text(rate)}" for k, rate in row.oracle.items())
     return f"oracle, {row.method.title}: {rates}"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"rate": as_text, "percent": percent}
+    return environment
 
 
 def _facts(settings: BenchSettings) -> dict[str, str]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -27,9 +25,8 @@ from atlas.settings import LogSettings, SandboxSettings, Settings
 from atlas.types import Event, Request
 
 FOLDER = "bench"
-RUNS, DATA = "runs", "data"
+DATA = "data"
 REPORT, SUMMARY = "report.html", "summary.json"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class SuiteGroup(click.Group):
@@ -106,7 +103,7 @@ def run(
         prompts=prompt_hash(),
         version=__version__,
     )
-    folder = _runs(settings) / _checked(name or f"{tasks.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = bench.Runs(directory.path).folder(name or f"{tasks.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     configure_logging("error")
     key = find_key(directory, server)
     records = asyncio.run(_measure(tasks, wanted, folder, server=server, key=key, sandbox=settings.sandbox, parallel=parallel))
@@ -127,8 +124,7 @@ def compare(first: str, second: str, as_json: bool, config: Path | None, data_di
       atlas bench compare monday tuesday
       atlas bench compare monday:greedy monday:ralph --json
     """
-    runs = _runs(read_settings(config, data_dir))
-    pairs = _compared(runs, first, second)
+    pairs = _runs(config, data_dir).compare(first, second)
     if as_json:
         print(msgspec.json.encode({name: pair._asdict() for name, pair in pairs.items()}).decode())
     else:
@@ -140,17 +136,18 @@ def compare(first: str, second: str, as_json: bool, config: Path | None, data_di
 @settings_options
 def list_benches(as_json: bool, config: Path | None, data_dir: str | None) -> None:
     """List the benches of this data directory, newest last."""
-    runs = _runs(read_settings(config, data_dir))
-    folders = sorted(runs.glob("*/records.jsonl"), key=lambda path: path.stat().st_mtime)
-    found = [(path.parent, *bench.read_journal(path.parent)) for path in folders]
+    runs = _runs(config, data_dir)
+    found = [runs.read(name) for name in runs.names()]
     if as_json:
         rows = [
-            {"name": folder.name, "suite": one.suite, "model": one.model, "records": len(held)} for folder, one, held in found
+            {"name": one.name, "suite": one.settings.suite, "model": one.settings.model, "records": len(one.records)}
+            for one in found
         ]
         print(msgspec.json.encode(rows).decode())
-    else:
-        for folder, one, held in found:
-            print(f"{folder.name}  {one.suite}, {one.num_tasks} tasks, {one.model}: {len(held)} records, {folder / REPORT}")
+        return
+    for name, _, one, records in found:
+        report = runs.folder(name) / REPORT
+        print(f"{name}  {one.suite}, {one.num_tasks} tasks, {one.model}: {len(records)} records, {report}")
 
 
 async def _measure(
@@ -238,40 +235,5 @@ def _suite(name: str, data: Path | None, settings: Settings) -> bench.Suite:
         return bench.load_suite(name, data=data, shelf=shelf, progress=progress)
 
 
-def _compared(runs: Path, first: str, second: str) -> dict[str, Any]:
-    """Each method that both have, or the two that were named."""
-    left, right = _records(runs, first), _records(runs, second)
-    if ":" in first or ":" in second:
-        if len(left) > 1 or len(right) > 1:
-            raise OperatorError("name a method on both sides, as in A:greedy B:ralph, or on neither")
-        pairs = [(next(iter(left)), next(iter(right)))]
-    else:
-        pairs = [(method, method) for method in left if method in right]
-    if not pairs:
-        raise OperatorError(f"'{first}' and '{second}' have no method in common: name one of each, as in A:greedy B:ralph")
-    return {
-        f"{first.partition(':')[0]}:{before} to {second.partition(':')[0]}:{after}": bench.compare_records(
-            left[before], right[after]
-        )
-        for before, after in pairs
-    }
-
-
-def _records(runs: Path, named: str) -> dict[str, list[bench.Record]]:
-    """Records by method, of NAME or NAME:METHOD."""
-    name, _, method = named.partition(":")
-    settings, records = bench.read_journal(runs / _checked(name))
-    names = [one.name for one in settings.methods]
-    if method and method not in names:
-        raise OperatorError(f"'{name}' has no method '{method}'; it has {', '.join(names)}")
-    return {one: [record for record in records if record.cell.method == one] for one in ([method] if method else names)}
-
-
-def _runs(settings: Settings) -> Path:
-    return find_directory(settings).path / FOLDER / RUNS
-
-
-def _checked(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise OperatorError(f"'{name}' cannot be the name of a bench: letters, digits, dots, dashes and underscores can")
-    return name
+def _runs(config: Path | None, data_dir: str | None) -> bench.Runs:
+    return bench.Runs(find_directory(read_settings(config, data_dir)).path)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from secrets import token_urlsafe
 from typing import Any, Protocol
 
+from atlas.bench import Runs
 from atlas.dashboard.memory import Memory
 from atlas.engine import Engine, LoadedModels, ModelRegistry, Upstreams
 from atlas.errors import AtlasError
@@ -109,6 +110,7 @@ class DashboardDeps:
         draining: set when the server begins to stop; event streams end then.
         sandbox: runs code; None where there is none (tests).
         upstreams: other servers that may stand in for a model here.
+        benches: what was measured here with `atlas bench`; None where there is no data directory (tests).
         is_unsafe: whoever started the server allowed code to run without isolation; every page says so.
         csrf: stands in for a session's token where people need not sign in.
     """
@@ -127,6 +129,7 @@ class DashboardDeps:
     journal: Journal | None = None
     loaded: LoadedModels | None = None
     upstreams: Upstreams = field(default_factory=lambda: Upstreams(FallbackSettings(), {}))
+    benches: Runs | None = None
     is_unsafe: bool = False
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     memory: Memory = field(default_factory=Memory)

@@ -3,44 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from atlas.bench import BenchSettings, Method, Record, as_data, as_html, as_table, standard_methods
-from atlas.bench.values import Cell, Sample
-from atlas.types import OurFailure
-from tests.bench.conftest import settings_of, suite
+from atlas.bench import as_data, as_html, as_table
+from tests.bench.made_up import METHODS, made_up
 from tests.e2e import browser as chrome
 
-METHODS = standard_methods(k=3, attempts=2)
 VOID = {"meta", "link", "img", "br", "hr", "input"}
-
-
-def made_up(methods: Sequence[Method] = METHODS, num_tasks: int = 8) -> tuple[BenchSettings, list[Record]]:
-    """Records of every method, two seeds; one of them failed through us."""
-    tasks = suite(num_tasks)
-    records = [
-        Record(
-            cell=Cell(task=one.id, method=method.name, seed=seed),
-            group=f"depth {number % 2}",
-            status="verified" if (number + seed) % 3 else "failed",
-            passed=number % 2 == 0,
-            passed_stronger=number % 4 == 0,
-            samples=tuple(Sample(state="passed", passed=i < number % 4) for i in range(3))
-            if method.until == "exhaustive"
-            else (),
-            num_tokens=100 * (row + 1),
-        )
-        for row, method in enumerate(methods)
-        for seed in ((1, 2) if method.is_sampled else (1,))
-        for number, one in enumerate(tasks.tasks)
-    ]
-    records[-1] = replace(records[-1], failure=OurFailure(code="sandbox_unavailable", message="gone"))
-    return settings_of(tasks, methods, (1, 2)), records
 
 
 class Outline(HTMLParser):

@@ -21,6 +21,7 @@ import uvicorn
 import uvloop
 from openai import OpenAI
 
+from atlas.bench import Runs
 from atlas.dashboard import DashboardDeps, create_routes
 from atlas.engine import Engine, LoadedModels, ModelRegistry, ScriptedEngine, Upstreams
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
@@ -196,6 +197,7 @@ def open_site(
         sandbox=sandbox,
         journal=journal,
         upstreams=gateway.upstreams,
+        benches=Runs(folder / "data"),
         is_unsafe=is_unsafe,
     )
     try:

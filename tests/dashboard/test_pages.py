@@ -23,7 +23,7 @@ MEMBER_PAGES = (
     "/keys",
     "/profile",
 )
-ADMIN_PAGES = ("/users", "/logs", "/settings", "/audit")
+ADMIN_PAGES = ("/users", "/bench", "/logs", "/settings", "/audit")
 DOORS = ("/signin", "/setup?token=x", "/register?token=x", "/reset?token=x")
 EMPTY_STATES = {
     "/": "No requests yet",
@@ -33,6 +33,7 @@ EMPTY_STATES = {
     "/users": "You are the only one",
     "/sandbox": "This server has no sandbox",
     "/tasks": "This server keeps no tasks",
+    "/bench": "Nothing has been measured yet",
 }
 
 

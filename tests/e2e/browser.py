@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from atlas.log import configure_logging
 from atlas.store import TaskFilter
+from tests.bench.made_up import keep
 from tests.dashboard.site import PASSWORD, Site, fill, new_sandbox, open_site, run_some, telling_settings
 from tests.dashboard.solving import do, journal_of, solve_some
 from tests.store.journals import running
@@ -92,6 +93,8 @@ def places(site: Site) -> dict[str, str]:
         "playground": "/playground",
         "keys": "/keys",
         "key": f"/keys/{key.id}",
+        "benches": "/bench?first=monday&second=tuesday",
+        "bench": "/bench/monday",
         "users": "/users",
         "user": f"/users/{user.id}",
         "logs": "/logs",
@@ -129,6 +132,14 @@ def take(page: Page, name: str, folder: Path, png: Path | None) -> None:
         (png / f"{name}.png").write_bytes(base64.b64decode(session.send("Page.captureScreenshot", asked)["data"]))
 
 
+def measure_some(site: Site) -> None:
+    """Two benches, one of which is under way."""
+    runs = site.dashboard.benches
+    assert runs is not None
+    keep(runs, "monday")
+    keep(runs, "tuesday", num_records=20)
+
+
 def traffic(site: Site) -> None:
     """A few requests by the API, so that the live figures have something to show."""
     key = site.key(name="scratch").key
@@ -162,6 +173,7 @@ def picture_all(out: Path, png: Path | None, only: str | None) -> None:
             fill(site)
             run_some(site)
             solve_some(site)
+            measure_some(site)
             traffic(site)
             for look in LOOKS:
                 picture(site, browser, look, out, png, only)

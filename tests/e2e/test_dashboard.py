@@ -47,6 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         fill(opened)
         run_some(opened)
         solve_some(opened)
+        chrome.measure_some(opened)
         opened.ask(opened.key(name="scratch").key)
         yield opened
 
@@ -197,7 +198,7 @@ def test_an_empty_server_has_no_serious_axe_violation(chromium: Any, tmp_path: P
             assert violations(door) == []
             site.owner()
             chrome.sign_in(door)
-            for path in ("/", "/activity", "/usage", "/keys", "/users", "/models", "/sandbox", "/tasks", "/audit"):
+            for path in ("/", "/activity", "/usage", "/keys", "/users", "/models", "/sandbox", "/tasks", "/bench", "/audit"):
                 door.goto(path)
                 assert violations(door) == [], path
             door.context.close()
