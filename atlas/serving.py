@@ -14,13 +14,14 @@ import msgspec
 import structlog
 
 from atlas import control
+from atlas.directory import DataDirectory
 from atlas.engine import Engine, LoadedModels, ModelRegistry, Upstreams
 from atlas.errors import ModelFileError, SettingsError
 from atlas.gateway import ModelInfo, Readiness, WorkerWatch
 from atlas.launch import Launch, ModelChoice
 from atlas.sandbox import Sandbox
 from atlas.settings import EngineSettings, sources_of
-from atlas.store import OPERATIONS, Change, DataDirectory, Journal, Live, Store, run_operation, write_backup
+from atlas.store import OPERATIONS, Change, Journal, Live, Store, run_operation, write_backup
 
 log = structlog.get_logger("atlas.app")
 

@@ -45,16 +45,14 @@ class _Pair(NamedTuple):
     key: ec.EllipticCurvePrivateKey
 
 
-def ensure_certificates(directory: Path, server: ServerSettings) -> Certificates | None:
-    """The files to serve HTTPS with, made under `directory` if need be; None for plain HTTP.
+def ensure_certificates(directory: Path, server: ServerSettings) -> Certificates:
+    """The files to serve HTTPS with: those that are named, or our own, made under `directory` if need be.
 
     Raises:
         OperatorError: a file is missing, unreadable or no PEM, the key is encrypted or another certificate's.
     """
     if server.tls_cert or server.tls_key:
         return _given(server)
-    if server.tls == "off":
-        return None
     return _own(directory / "tls", _names(server))
 
 

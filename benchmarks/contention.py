@@ -26,10 +26,11 @@ from pathlib import Path
 import httpx
 import uvicorn
 
+from atlas.directory import DataDirectory
 from atlas.engine import load_engine
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.settings import AuthSettings, EngineSettings
-from atlas.store import DataDirectory, open_store
+from atlas.store import open_store
 from benchmarks import models
 from benchmarks.engine import CELLS
 from benchmarks.peers import free_port

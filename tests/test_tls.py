@@ -14,17 +14,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from atlas import tls
+from atlas.cli.serve import with_certificates
+from atlas.directory import DataDirectory
 from atlas.errors import OperatorError
-from atlas.settings import ServerSettings
+from atlas.settings import ServerSettings, Settings
 from atlas.tls import Certificates, ensure_certificates
 
 AUTO = ServerSettings(tls="auto", host="0.0.0.0", allowed_hosts=("gpu.lan",))
 
 
 def made(directory: Path, server: ServerSettings = AUTO) -> Certificates:
-    files = ensure_certificates(directory, server)
-    assert files is not None
-    return files
+    return ensure_certificates(directory, server)
 
 
 def shake_hands(files: Certificates, ca: Path, name: str) -> None:
@@ -48,7 +48,7 @@ def shake_hands(files: Certificates, ca: Path, name: str) -> None:
 
 
 def test_without_tls_there_are_no_files(tmp_path: Path) -> None:
-    assert ensure_certificates(tmp_path, ServerSettings()) is None
+    assert with_certificates(Settings(), DataDirectory(tmp_path)) == Settings()
     assert not list(tmp_path.iterdir())
 
 

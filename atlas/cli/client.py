@@ -14,9 +14,9 @@ import msgspec
 
 from atlas import control
 from atlas.cli.options import find_directory
+from atlas.directory import DataDirectory
 from atlas.errors import OperatorError
 from atlas.settings import Settings
-from atlas.store import DataDirectory
 
 OWN_KEY = "command-line-key"  # secrets/NAME: this machine's own key, so that `atlas ask` needs no set-up
 TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # an answer may take minutes to begin on a CPU

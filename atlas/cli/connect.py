@@ -20,8 +20,8 @@ from atlas import control
 from atlas.cli.client import TIMEOUT, Server, check, find_server, headers, talking
 from atlas.cli.clients import CLIENTS, Client, Connection
 from atlas.cli.options import find_directory, json_option, read_settings, settings_options
+from atlas.directory import DataDirectory
 from atlas.errors import OperatorError
-from atlas.store import DataDirectory
 
 SHOWN_KEY = "sk-llm-KEY"
 

@@ -24,10 +24,12 @@ from atlas.cli.doctor_sandbox import check_sandbox
 from atlas.cli.models import find_registry
 from atlas.cli.options import find_directory, json_option, read_settings, settings_options
 from atlas.cli.serve import bind, check_exposure
+from atlas.directory import DataDirectory
 from atlas.engine import ModelRegistry
 from atlas.errors import DataDirectoryBusy, OperatorError
 from atlas.settings import LedgerSettings, Settings
-from atlas.store import DataDirectory, find_server, open_store
+from atlas.store import open_store
+from atlas.valkey import find_server
 
 LOW_MEMORY_BYTES = 1024**3  # below this even a small model swaps; chosen
 LOW_DISK_BYTES = 1024**3

@@ -11,7 +11,7 @@ import structlog
 
 from atlas.errors import OperatorError
 from atlas.launch import end_process
-from atlas.store import PrivateRedis
+from atlas.valkey import PrivateRedis
 
 log = structlog.get_logger("atlas.keeper")
 

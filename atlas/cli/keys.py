@@ -7,15 +7,17 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import msgspec
 
 from atlas.cli.options import json_option, read_settings, settings_options
 from atlas.cli.store import ask_store
-from atlas.store import KeyInfo
 from atlas.types import Limits, Scope
+
+if TYPE_CHECKING:
+    from atlas.store import KeyInfo
 
 SECONDS_PER_DAY = 86400.0
 
@@ -76,6 +78,8 @@ def list_keys(as_json: bool, config: Path | None, data_dir: str | None) -> None:
     if as_json:
         print(json.dumps(found))
         return
+    from atlas.store import KeyInfo  # half a second, for this list alone
+
     infos = msgspec.convert(found["keys"], list[KeyInfo])
     for info in infos:
         away = " (may leave this machine)" if info.allow_remote else ""

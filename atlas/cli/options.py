@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from atlas.directory import DataDirectory
 from atlas.settings import Settings, data_dir, load_settings
-from atlas.store import DataDirectory
 
 F = TypeVar("F", bound=Callable[..., Any])
 

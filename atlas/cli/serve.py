@@ -22,12 +22,12 @@ from atlas.cli.keeper import RedisKeeper
 from atlas.cli.models import download_progress, find_registry
 from atlas.cli.options import find_directory, read_settings, settings_options
 from atlas.cli.supervisor import Supervisor, serving_command
+from atlas.directory import DataDirectory
 from atlas.errors import OperatorError
 from atlas.launch import Launch, ModelChoice, Ready
 from atlas.log import configure_logging
 from atlas.settings import Settings
-from atlas.store import DataDirectory, PrivateRedis, find_server
-from atlas.tls import ensure_certificates
+from atlas.valkey import PrivateRedis, find_server
 
 # Something that even the bundled model can do.
 FIRST_QUESTION = "Write solve(xs). Given a list xs of integers, keep only the even numbers, then return the sum."
@@ -120,9 +120,11 @@ def run_server(settings: Settings, *, command: Sequence[str], config: Path | Non
 
 def with_certificates(settings: Settings, directory: DataDirectory) -> Settings:
     """The settings with the PEM files the serving process is to use; unchanged for plain HTTP."""
-    files = ensure_certificates(directory.path, settings.server)
-    if files is None:
+    if settings.server.tls == "off" and not (settings.server.tls_cert or settings.server.tls_key):
         return settings
+    from atlas.tls import ensure_certificates  # its library costs start-up time, few servers need it
+
+    files = ensure_certificates(directory.path, settings.server)
     server = msgspec.structs.replace(settings.server, tls_cert=str(files.cert.absolute()), tls_key=str(files.key.absolute()))
     return msgspec.structs.replace(settings, server=server)
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from atlas import control
 from atlas.cli.options import find_directory
+from atlas.directory import DataDirectory
 from atlas.errors import DataDirectoryBusy
 from atlas.settings import Settings
-from atlas.store import DataDirectory, Store, open_store, run_operation
+
+if TYPE_CHECKING:
+    from atlas.store import Store
 
 RESTART_WAIT_S = 5.0  # of a serving process: it holds the directory and does not answer yet; measured 0.9-1.3 s
 
@@ -33,6 +36,8 @@ def ask_store(settings: Settings, method: str, params: dict[str, Any] | None = N
         except (FileNotFoundError, ConnectionRefusedError):
             pass  # no server, or one that is just starting or stopping
         try:
+            from atlas.store import run_operation  # the ledger's libraries take half a second, and a running server has them
+
             with held_store(directory, settings) as store:
                 return run_operation(store, method, wanted)
         except DataDirectoryBusy:
@@ -44,6 +49,8 @@ def ask_store(settings: Settings, method: str, params: dict[str, Any] | None = N
 @contextmanager
 def held_store(directory: DataDirectory, settings: Settings) -> Iterator[Store]:
     """The store of a directory that no server holds, held meanwhile."""
+    from atlas.store import open_store
+
     directory.create().hold()
     try:
         store = open_store(directory, settings=settings.ledger, auth=settings.auth, limits=settings.limits)

@@ -8,7 +8,6 @@ from atlas.store.access import Tokens
 from atlas.store.accounts import Invitation
 from atlas.store.audit import AuditEntry, Change
 from atlas.store.backup import restore_backup, write_backup
-from atlas.store.directory import DataDirectory
 from atlas.store.journal import Journal, open_journal
 from atlas.store.journal_values import (
     LAST_NUMBER,
@@ -37,7 +36,6 @@ from atlas.store.reports import Reservation, Spent, UsageTotal
 from atlas.store.rules import DEFAULT_SCOPES
 from atlas.store.sessions import OpenedSession, Session
 from atlas.store.store import Store, open_store
-from atlas.store.valkey import PrivateRedis, find_server
 from atlas.store.written import Written
 
 __all__ = [
@@ -49,7 +47,6 @@ __all__ = [
     "Budget",
     "Change",
     "Counts",
-    "DataDirectory",
     "Delivery",
     "Ending",
     "Finish",
@@ -62,7 +59,6 @@ __all__ = [
     "MintedKey",
     "OpenedSession",
     "Outcome",
-    "PrivateRedis",
     "Quota",
     "Remaining",
     "Reservation",
@@ -83,7 +79,6 @@ __all__ = [
     "UsageTotal",
     "Window",
     "Written",
-    "find_server",
     "open_journal",
     "open_live",
     "open_store",

@@ -25,8 +25,8 @@ import msgspec
 import sqlalchemy as sa
 
 from atlas import __version__
+from atlas.directory import DataDirectory
 from atlas.errors import OperatorError
-from atlas.store.directory import DataDirectory
 
 MANIFEST = "MANIFEST.json"
 SQLITE_MEMBER, POSTGRES_MEMBER = "atlas.sqlite3", "ledger.pgdump"

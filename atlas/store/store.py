@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
+from atlas.directory import DataDirectory
 from atlas.errors import LedgerUnavailable, OperatorError, SettingsError
 from atlas.settings import AuthSettings, LedgerSettings, LimitSettings, Settings
 from atlas.store.access import SIGNING_KEY_BYTES, AccessTokens
 from atlas.store.accounts import Accounts
 from atlas.store.audit import AuditLog
 from atlas.store.database import Database, SQLite
-from atlas.store.directory import DataDirectory
 from atlas.store.keyring import Keys
 from atlas.store.keys import PRESET_MIN_CHARS
 from atlas.store.ledger import CHECK_TIMEOUT_S, RETRY_AFTER_S, Ledger

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atlas.cli.keeper import RedisKeeper
 from atlas.log import configure_logging
-from atlas.store import PrivateRedis, find_server
+from atlas.valkey import PrivateRedis, find_server
 
 
 async def main() -> None:

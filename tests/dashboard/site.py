@@ -23,13 +23,14 @@ from openai import OpenAI
 
 from atlas.bench import Runs
 from atlas.dashboard import DashboardDeps, create_routes
+from atlas.directory import DataDirectory
 from atlas.engine import Engine, LoadedModels, ModelRegistry, ScriptedEngine, Upstreams
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.launch import ModelChoice
 from atlas.log import RECENT
 from atlas.sandbox import Sandbox
 from atlas.settings import AuthSettings, EngineSettings, LedgerSettings, LogSettings, RedisSettings, SandboxSettings, Settings
-from atlas.store import DataDirectory, Live, MintedKey, Store, open_journal, open_store
+from atlas.store import Live, MintedKey, Store, open_journal, open_store
 from atlas.types import Limits, RequestState, Usage, User, UserRole
 from tests.ledgers import ledger_url
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from atlas.directory import DataDirectory
 from atlas.settings import LedgerSettings
-from atlas.store import DataDirectory, open_store
+from atlas.store import open_store
 from atlas.types import Usage
 
 RATE_PER_S = 50

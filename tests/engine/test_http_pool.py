@@ -119,7 +119,6 @@ async def test_idle_connections_are_not_kept_for_ever(monkeypatch: pytest.Monkey
 def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     """Of a server whose certificate is trusted here."""
     files = ensure_certificates(tmp_path, ServerSettings(tls="auto"))
-    assert files is not None
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "tls" / "ca.pem"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*files)

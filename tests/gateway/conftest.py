@@ -22,11 +22,12 @@ import uvloop
 from anthropic import Anthropic
 from openai import OpenAI
 
+from atlas.directory import DataDirectory
 from atlas.engine import Engine, ScriptedEngine
 from atlas.gateway import GatewayDeps, ModelInfo, Readiness, create_app
 from atlas.server import HTTPProtocol
 from atlas.settings import LedgerSettings, ServerSettings
-from atlas.store import DataDirectory, Store, open_store
+from atlas.store import Store, open_store
 from tests.ledgers import ledger_url
 
 KEY = "sk-test-preset-1"  # the preset key of `new_store`; it belongs to the owner

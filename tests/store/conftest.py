@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from atlas.directory import DataDirectory
 from atlas.settings import LedgerSettings
-from atlas.store import DataDirectory, Journal, Store, open_store
+from atlas.store import Journal, Store, open_store
 from atlas.types import User
 from tests.ledgers import SERVER_URL, Cluster, fresh_database, postgres_binaries
 from tests.store.journals import PAIRS, PATIENCE_S, Journals, Place, Servers, running

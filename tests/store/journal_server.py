@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
+from atlas.directory import DataDirectory
 from atlas.errors import Unavailable
 from atlas.settings import LedgerSettings
-from atlas.store import DataDirectory, Delivery, Ending, Journal, Submission, open_journal, open_store
+from atlas.store import Delivery, Ending, Journal, Submission, open_journal, open_store
 
 
 async def answer(journal: Journal, method: str, params: dict[str, Any]) -> Any:

@@ -9,21 +9,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from atlas.directory import DataDirectory
 from atlas.settings import LedgerSettings
-from atlas.store import (
-    DataDirectory,
-    Delivery,
-    Ending,
-    Journal,
-    Lease,
-    Store,
-    Submission,
-    Task,
-    TaskClosed,
-    TaskEvent,
-    open_journal,
-    open_store,
-)
+from atlas.store import Delivery, Ending, Journal, Lease, Store, Submission, Task, TaskClosed, TaskEvent, open_journal, open_store
 from tests.store.live.conftest import URL, Server, binaries
 
 LEASE_S = 2.0  # a busy machine may hold a worker up for one

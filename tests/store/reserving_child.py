@@ -4,8 +4,9 @@ import sys
 import time
 from pathlib import Path
 
+from atlas.directory import DataDirectory
 from atlas.settings import LedgerSettings
-from atlas.store import DataDirectory, open_store
+from atlas.store import open_store
 from tests.store.test_usage import reservation, usage
 
 directory = DataDirectory(Path(sys.argv[1])).create()

@@ -7,9 +7,10 @@ from unittest.mock import patch
 import argon2
 import pytest
 
+from atlas.directory import DataDirectory
 from atlas.errors import AtlasError, BadRequest, Conflict, NotFound, TooManyAttempts, Unauthorized
 from atlas.settings import AuthSettings
-from atlas.store import DataDirectory, Store
+from atlas.store import Store
 from atlas.store.accounts import RESET_TOKEN_S, SETUP_TOKEN_S
 from atlas.store.throttle import PAIR_LIMIT
 from atlas.types import Limits, User

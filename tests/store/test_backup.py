@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from atlas.directory import DataDirectory
 from atlas.errors import OperatorError
 from atlas.settings import LedgerSettings
-from atlas.store import DataDirectory, Store, open_store, restore_backup, write_backup
+from atlas.store import Store, open_store, restore_backup, write_backup
 from tests.ledgers import fresh_database
 from tests.store.conftest import PASSWORD, SOURCE, OpenStore, set_up
 

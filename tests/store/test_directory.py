@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from atlas.directory import DataDirectory
 from atlas.errors import DataDirectoryBusy, OperatorError
-from atlas.store import DataDirectory, open_store
+from atlas.store import open_store
 
 
 def mode(path: Path) -> int:
@@ -28,7 +29,7 @@ def test_only_the_owner_can_read_the_files(directory: DataDirectory) -> None:
 
 def test_a_second_process_is_refused_with_the_pid_of_the_first(directory: DataDirectory) -> None:
     code = (
-        "import sys; from pathlib import Path; from atlas.store import DataDirectory\n"
+        "import sys; from pathlib import Path; from atlas.directory import DataDirectory\n"
         "from atlas.errors import DataDirectoryBusy\n"
         "try: DataDirectory(Path(sys.argv[1])).hold()\n"
         "except DataDirectoryBusy as busy: print(busy)"

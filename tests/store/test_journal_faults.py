@@ -11,8 +11,9 @@ from typing import TypeVar
 
 import pytest
 
+from atlas.directory import DataDirectory
 from atlas.errors import LedgerUnavailable, LimitsUnavailable
-from atlas.store import DataDirectory, Journal, restore_backup, write_backup
+from atlas.store import Journal, restore_backup, write_backup
 from tests.ledgers import Cluster
 from tests.store.journals import DONE, PAIRS, Journals, Place, Servers, history, leased, submission, submit
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from atlas.directory import DataDirectory
 from atlas.settings import LedgerSettings
-from atlas.store import DataDirectory, open_store
+from atlas.store import open_store
 from atlas.store.tables import tasks
 from tests.ledgers import fresh_database
 from tests.store.journal_protocol import Client, Unreachable

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from atlas.directory import DataDirectory
 from atlas.errors import BadRequest, Conflict, NotFound, SettingsError, Unauthorized
 from atlas.settings import LimitSettings
-from atlas.store import DEFAULT_SCOPES, DataDirectory, Store, open_store
+from atlas.store import DEFAULT_SCOPES, Store, open_store
 from atlas.store.keyring import LAST_USED_RESOLUTION_S
 from atlas.store.keys import is_well_formed, new_key
 from atlas.types import Limits

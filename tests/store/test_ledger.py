@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from atlas.directory import DataDirectory
 from atlas.errors import Conflict, LedgerUnavailable
-from atlas.store import DataDirectory, Store, open_store
+from atlas.store import Store, open_store
 from atlas.store.database import SQLite
 from atlas.store.ledger import GROUP_LIMIT, Ledger
 from atlas.store.tables import meta

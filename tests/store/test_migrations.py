@@ -11,9 +11,10 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 
 import atlas.store
+from atlas.directory import DataDirectory
 from atlas.errors import OperatorError
 from atlas.settings import LedgerSettings
-from atlas.store import DEFAULT_SCOPES, DataDirectory, Store, open_store
+from atlas.store import DEFAULT_SCOPES, Store, open_store
 from atlas.store.keys import digest, new_key
 from atlas.store.tables import metadata
 from tests.store.conftest import OpenStore, set_up

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from atlas.directory import DataDirectory
 from atlas.errors import BadRequest, LedgerUnavailable, OperatorError, SettingsError
 from atlas.settings import LedgerSettings
-from atlas.store import DataDirectory, open_store
+from atlas.store import open_store
 from tests.ledgers import Cluster, fresh_database
 from tests.store.test_usage import reservation, usage
 

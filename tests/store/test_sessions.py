@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import jwt
 import pytest
 
+from atlas.directory import DataDirectory
 from atlas.errors import Unauthorized
 from atlas.settings import AuthSettings
-from atlas.store import DataDirectory, OpenedSession, Store
+from atlas.store import OpenedSession, Store
 from atlas.store.sessions import SESSIONS_PER_USER
 from atlas.types import User
 from tests.store.conftest import PASSWORD, SOURCE, Clock, OpenStore, add_user, set_up

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from atlas.directory import DataDirectory
 from atlas.errors import BadRequest, Conflict
 from atlas.settings import LedgerSettings
-from atlas.store import DataDirectory, Reservation, Store, open_store
+from atlas.store import Reservation, Store, open_store
 from atlas.store.usage import DAY_S, PRUNE_ROWS
 from atlas.store.written import Written
 from atlas.types import RequestState, Usage
