@@ -18,7 +18,7 @@ from atlas.types import Limits, Principal, RequestState
 
 log = structlog.get_logger("atlas.workers")
 
-LOOK_EVERY_S = 1.0  # at a task that is to be cancelled: whether its worker has said so, or is lost
+LOOK_EVERY_S = 1.0  # for what was missed of a task, mostly because it happened while it was handed out (chosen)
 
 
 class HeldTask:
@@ -45,27 +45,29 @@ class HeldTask:
         self._on_order = on_order
         self._aborting: asyncio.Task[object] | None = None
         self.metered = MeteredTask(meter, owner_of(deps, task), task, model=model, on_abort=self._abort)
-        self._watching = asyncio.create_task(self._watch())
+        self.watch()
 
     async def settle(self, state: RequestState, finish: str) -> None:
         """Stop what is done for it, and commit what it has cost. Raises as `MeteredTask.settle`."""
         await self.metered.settle(state, finish)
 
-    def close(self) -> None:
+    def watch(self) -> None:
+        """Hear of its cancellation and its loss, whichever way they come about."""
+        self._watching = asyncio.create_task(self._watch())
+
+    def unwatch(self) -> None:
         """Nothing will be heard of it any more."""
         self._watching.cancel()
 
     async def _watch(self) -> None:
-        """Hear of its cancellation and its loss, whichever way they come about."""
         while True:
             try:
-                standing = await self._journal.until_stopped(self.delivery)
+                standing = await self._journal.until_stopped(self.delivery, look_after_s=LOOK_EVERY_S)
                 self._on_order(self, standing)
                 if standing == "lost":
                     return
             except AtlasError as error:  # the ledger is away, and says so itself
                 log.info("task.not_watched", task_id=self.task.id, reason=error.message)
-            await asyncio.sleep(LOOK_EVERY_S)
 
     def _abort(self, actor: str) -> None:
         async def cancel() -> None:

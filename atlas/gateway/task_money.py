@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from atlas.engine import Engine
 from atlas.errors import AtlasError, BudgetExhausted, LimitsUnavailable, RateLimited
@@ -134,7 +134,6 @@ class MeteredTask:
         self._speeds: list[Speeds] = []
         self._started_s = time.monotonic()
         self._final: Usage | None = None
-        self._settling = asyncio.Lock()
 
     def _new_charge(self) -> Charge:
         self.id = new_id(f"{self._task.id}-{self._task.delivery}-")
@@ -175,23 +174,34 @@ class MeteredTask:
             self._speeds += [speeds_of(each, inner.usage.queue_s) for each in inner.generations if each.num_tokens]
 
     async def settle(self, state: RequestState, finish: str) -> None:
-        """Commit what was used, once; later calls change nothing.
+        """Stop what is generated, and commit what was used, once; later calls change nothing.
 
         Raises:
             LedgerUnavailable: it will be written later; nobody may be told now that all is well.
         """
-        async with self._settling:
-            for inner in tuple(self._running):
-                inner.stop()
-                await self.end(inner, "aborted")
-            if self._final is not None:
-                return
-            self._final = self._usage(state, finish)
-            try:
-                if self._charge.whole.is_reserved:
-                    await self._charge.whole.close(self._final)
-            finally:
-                self._meter.traffic.end(self, self._speeds)
+        await self.stop()
+        await self.settling(state, finish)
+
+    async def stop(self) -> None:
+        """End every generation."""
+        for inner in tuple(self._running):
+            inner.stop()
+            await self.end(inner, "aborted")
+
+    def settling(self, state: RequestState, finish: str) -> Awaitable[None]:
+        """As `settle` once all is stopped; what this returns is to be waited for, and the ledger has been asked before."""
+        if self._final is not None:
+            return _nothing()
+        self._final = self._usage(state, finish)
+        whole = self._charge.whole
+        return self._settled(self._final, self._meter.books.write(self._final) if whole.is_reserved else _nothing())
+
+    async def _settled(self, final: Usage, written: Awaitable[None]) -> None:
+        try:
+            await written
+        finally:  # after the ledger, from which the limits are rebuilt when Redis has lost them
+            self._charge.whole.release(final.prompt_tokens + final.completion_tokens, final.cost)
+            self._meter.traffic.end(self, self._speeds)
 
     # -- as one of the open requests --
 
@@ -233,6 +243,10 @@ class MeteredTask:
             ttft_s=next((part.ttft_s for part in parts if part.ttft_s is not None), None),
             wall_s=time.monotonic() - self._started_s,
         )
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _refusal(reason: str) -> AtlasError:

@@ -123,9 +123,11 @@ async def _task(exchange: Exchange, task_id: str, *, owner: str | None) -> Task:
     return task
 
 
-async def run_of(journal: Journal, task: Task) -> Run | None:
-    """What was done, once it is closed; None where it was ended before there was anything."""
-    return read_run(await journal.result(task.id)) if task.is_closed else None
+async def run_of(journal: Journal, task: Task, result: bytes | None = None) -> Run | None:
+    """What was done, once it is closed; None where it was ended before there was anything. `result`: if it is at hand."""
+    if not task.is_closed:
+        return None
+    return read_run(await journal.result(task.id) if result is None else result)
 
 
 async def followed(

@@ -20,7 +20,7 @@ from atlas.gateway.sse import EventStream
 from atlas.gateway.tasks_desk import followed, journal_of, own_task, run_of
 from atlas.gateway.tasks_wire import TaskClosedEvent, TaskReply, to_task
 from atlas.ralph import TaskResult
-from atlas.store import LAST_NUMBER, Task, TaskEvent
+from atlas.store import LAST_NUMBER, Task, TaskClosed, TaskEvent
 
 EVENTS = ResponseSpec(
     Any, generate_examples=False, description="Server-sent events; the last one is `task.closed`", media_type="text/event-stream"
@@ -67,13 +67,13 @@ def last_number(text: str) -> int:
 
 async def numbered(exchange: Exchange, task_id: str, *, after: int, is_full: bool) -> AsyncGenerator[bytes]:
     async for event in followed(exchange, task_id, after=after):
-        body = event.body if isinstance(event, TaskEvent) else await _closed(exchange, event.task, is_full=is_full)
+        body = event.body if isinstance(event, TaskEvent) else await _closed(exchange, event, is_full=is_full)
         yield _framed(event.number, body)
 
 
-async def _closed(exchange: Exchange, task: Task, *, is_full: bool) -> bytes:
-    run = await run_of(journal_of(exchange), task)
-    closed = TaskClosedEvent(task=to_task(task), result=TaskResult.of(run) if run else None, run=run if is_full else None)
+async def _closed(exchange: Exchange, event: TaskClosed, *, is_full: bool) -> bytes:
+    run = await run_of(journal_of(exchange), event.task, event.result)
+    closed = TaskClosedEvent(task=to_task(event.task), result=TaskResult.of(run) if run else None, run=run if is_full else None)
     return msgspec.json.encode(closed)
 
 

@@ -184,7 +184,8 @@ class Conversation:
         lease = await self._workers.lease(self, wait_s=min(max(0.0, call.wait_s), MAX_WAIT_S))
         if lease is None:
             return Done(id=call.id)
-        steps = await self._workers.journal.steps(lease.task.id)
+        is_first = lease.delivery.number == 1  # before which nobody could finish any step
+        steps = {} if is_first else await self._workers.journal.steps(lease.task.id)
         leased = Leased(task=lease.task.id, delivery=lease.delivery.number, kind=lease.task.kind, body=lease.body, steps=steps)
         return Done(id=call.id, lease=leased)
 

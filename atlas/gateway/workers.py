@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -151,16 +152,22 @@ class Workers:
             self.watch.endings["fenced"] += how == "fenced"
             return how
         _check_holder(held, listener)
-        await asyncio.gather(self._tell(delivery, events), held.settle(STATES[ending.outcome], ending.outcome))
-        how = await self.journal.finish(delivery, ending)
+        how = await self._closed(held, ending, events)
         self._forget(held, "fenced" if how == "fenced" else ending.outcome)
         return how
 
-    async def _tell(self, delivery: Delivery, events: Sequence[bytes]) -> None:
-        """What cannot be told is in the result."""
-        if events:
-            with contextlib.suppress(AtlasError):
-                await self.journal.put_events(delivery, *events)
+    async def _closed(self, held: HeldTask, ending: Ending, events: Sequence[bytes]) -> Finish:
+        """What it has cost and how it ended, in one commit."""
+        settling = partial(held.metered.settling, STATES[ending.outcome], ending.outcome)
+        held.unwatch()  # the watch would hear of this end, and take the task for lost
+        try:
+            await held.metered.stop()
+            return await self.journal.finish(held.delivery, ending, events=events, beside=settling)
+        except BaseException:
+            if self._held.get(held.delivery) is held:
+                held.unwatch()  # if another try to end it has failed meanwhile
+                held.watch()
+            raise
 
     async def give_back(self, listener: Listener, delivery: Delivery, *, reason: str, delay_s: float, is_excused: bool) -> bool:
         """Settle, and have it done later. Raises as `Journal.give_back`."""
@@ -259,7 +266,7 @@ class Workers:
             await self.journal.give_back(held.delivery, reason=reason, is_excused=True)
 
     def _forget(self, held: HeldTask, ending: str) -> None:
-        held.close()
+        held.unwatch()
         if self._held.get(held.delivery) is held:
             del self._held[held.delivery]
             self.watch.endings[ending] += 1

@@ -30,6 +30,7 @@ from atlas.workline import AskContext, AskRoute, Beat, Done, Generate, JudgeEdit
 
 ANSWER_S = 30.0  # for what is answered at once (chosen); a ledger that is stuck takes 5
 BEATS_PER_LEASE = 3
+FIRST_BEAT_S = 0.25  # what is asked for until then says as well that the worker has its task (chosen)
 KNOWN_DELTAS = 10_000  # of a group that nobody looks at
 
 C = TypeVar("C", bound=TaskCall)
@@ -53,9 +54,10 @@ class Held:
         return await self._line.ask(self._making(kind, **fields), timeout_s=timeout_s)
 
     async def keep(self) -> None:
-        """Be heard of three times a lease, until the task is lost."""
+        """Be heard of three times a lease, until the task is lost; what is done by then needs no beat."""
         every_s = self._line.welcome.lease_s / BEATS_PER_LEASE
         with self._line.heeding(self.lease.task, self.lease.delivery, self._order):
+            await asyncio.sleep(min(FIRST_BEAT_S, every_s))
             while not self.is_lost.is_set():
                 with contextlib.suppress(Unavailable):  # nobody knows; go on
                     self._order((await self.call(Beat, timeout_s=2 * every_s)).standing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import msgspec
 import structlog
@@ -16,6 +17,7 @@ from atlas.workline import PutEvents
 log = structlog.get_logger("atlas.worker")
 
 EVENT_LIMIT_BYTES = 1024 * 1024
+GATHER_S = 0.01  # in which events that follow one another come together; nobody sees the difference (chosen)
 MAX_EVENTS = 16  # told in one message: half of what a message may hold
 MUTE_S = 5.0  # nothing further is tried for so long after events were not taken; what is not told is in the result
 
@@ -28,6 +30,7 @@ class Teller:
         self._untold: list[bytes] = []
         self._telling: asyncio.Task[None] | None = None
         self._mute_until_s = 0.0
+        self._is_ending = asyncio.Event()
 
     def tell(self, event: Event) -> None:
         """Returns at once."""
@@ -44,7 +47,8 @@ class Teller:
         return tuple(rest)
 
     async def told(self) -> None:
-        """Returns once everything was told."""
+        """Returns once everything was told; from now on, nothing waits for company."""
+        self._is_ending.set()
         if self._telling is not None:
             await self._telling
 
@@ -54,13 +58,21 @@ class Teller:
 
     async def _tell(self) -> None:
         while self._untold:
+            await self._gathered()
             bodies, self._untold = tuple(self._untold[:MAX_EVENTS]), self._untold[MAX_EVENTS:]
+            if not bodies:  # they go with the end
+                return
             try:
                 await self._held.call(PutEvents, bodies=bodies)
             except AtlasError as error:
                 self._untold.clear()
                 self._mute_until_s = asyncio.get_running_loop().time() + MUTE_S
                 log.info("events.not_told", reason=error.message)
+
+    async def _gathered(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_S):
+                await self._is_ending.wait()
 
 
 def _body(event: Event) -> bytes:

@@ -19,14 +19,14 @@ import hashlib
 import math
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import structlog
 
-from atlas.errors import BadRequest, Conflict, LimitsUnavailable, NotFound
+from atlas.errors import AtlasError, BadRequest, Conflict, LimitsUnavailable
 from atlas.store.journal_values import (
     LAST_NUMBER,
     PRIORITIES,
@@ -48,7 +48,7 @@ from atlas.store.journal_values import (
 from atlas.store.live_values import Caller
 from atlas.store.tasks_blobs import Stored, TaskBlobs
 from atlas.store.tasks_book import HELD, TaskBook
-from atlas.store.tasks_keeper import TaskKeeper
+from atlas.store.tasks_keeper import TaskKeeper, missing
 from atlas.store.tasks_queue import EVENT_INLINE_BYTES, Entry, NewEvent
 from atlas.store.written import arrival
 
@@ -61,6 +61,10 @@ _KIND = re.compile(r"[a-z_]{1,16}")
 
 log = structlog.get_logger("atlas.journal")
 NO_QUOTA, EVERYTHING = Quota(), TaskFilter()
+
+
+async def _nothing() -> None:
+    pass
 
 
 class Journal:
@@ -112,7 +116,7 @@ class Journal:
         await self.get(task_id, owner=owner)
         change = await self._keeper.lasting(self._keeper.changed(self._book.cancel(task_id, reason)))
         if change.task is None:
-            raise _missing(task_id)
+            raise missing(task_id)
         return change.task
 
     async def accept(self, task_id: str, body: bytes, *, owner: str | None = None) -> Task:
@@ -125,7 +129,7 @@ class Journal:
         await self.get(task_id, owner=owner)
         change = await arrival(self._book.accept(task_id, await self._blobs.store(task_id, body)))
         if change.task is None:
-            raise _missing(task_id)
+            raise missing(task_id)
         if not change.is_made:
             raise Conflict(f"task {task_id} is {change.task.state}; a result can be corrected when there is one")
         return change.task
@@ -134,7 +138,7 @@ class Journal:
         """Raises NotFound: there is no such task, or it is not this owner's."""
         task = await self._keeper.read(self._book.get, task_id)
         if task is None or owner not in (None, task.owner):
-            raise _missing(task_id)
+            raise missing(task_id)
         return task
 
     async def request(self, task_id: str) -> bytes:
@@ -171,17 +175,18 @@ class Journal:
             NotFound: there is no such task.
             LimitsUnavailable: Redis does not answer; to be continued later from the last number.
         """
-        await self.get(task_id)
+        closed: TaskClosed | None = None
         while after < LAST_NUMBER:
             ticket = self._keeper.news.ticket(task_id)
-            closed = await self._keeper.closed(task_id)  # looked at first: nothing is added once it is closed
+            closed = closed or await self._keeper.closed(task_id)  # looked at first: nothing is added once it is closed
             async for event in self._stream(task_id, after, is_closed=closed is not None):
                 yield event
                 after = event.number
             if closed is not None:
-                yield TaskClosed(task=closed)
+                yield closed
                 return
             await ticket.wait()
+            closed = ticket.word
 
     # -- for workers ----------------------------------------------------------------------------------------------------------
 
@@ -216,8 +221,12 @@ class Journal:
             await arrival(self._book.begin(delivery))
         return "cancelled" if beat.is_cancelled else "held"
 
-    async def until_stopped(self, delivery: Delivery) -> Standing:
-        """Wait until this delivery is to stop or is over: "cancelled" or "lost", at once when that happens."""
+    async def until_stopped(self, delivery: Delivery, *, look_after_s: float = 0.0) -> Standing:
+        """Wait until this delivery is to stop or is over: "cancelled" or "lost", at once when that happens.
+
+        Whether it had happened before the ledger is asked after `look_after_s`.
+        """
+        await _wait(self._keeper.orders.ticket(delivery.task_id), look_after_s)
         while True:
             ticket = self._keeper.orders.ticket(delivery.task_id)
             task = await self._keeper.read(self._book.get, delivery.task_id)
@@ -231,8 +240,18 @@ class Journal:
         """Tell those who follow the task; the number of the last event, or None if this delivery is over."""
         return await self._keeper.put_events(delivery, [await self._new_event(delivery.task_id, body) for body in bodies])
 
-    async def finish(self, delivery: Delivery, ending: Ending) -> Finish:
+    async def finish(
+        self,
+        delivery: Delivery,
+        ending: Ending,
+        *,
+        events: Sequence[bytes] = (),
+        beside: Callable[[], Awaitable[None]] = _nothing,
+    ) -> Finish:
         """Close the task. Needs no Redis. May be repeated until it is answered.
+
+        The last `events` are told before the end, if they can be. `beside` asks the ledger for what shall be in the same commit,
+        whatever this returns; it is waited for, and what it raises is raised.
 
         Returns:
             "closed"; "repeated" if this delivery had closed it before; "fenced" if the delivery is over: then the result has been
@@ -242,7 +261,12 @@ class Journal:
             LedgerUnavailable: try again.
         """
         result = await self._blobs.store(delivery.task_id, ending.result)
-        how = await self._keeper.lasting(self._keeper.finished(self._book.finish(delivery, ending, result)))
+        with self._book.together():
+            other = beside()
+            future = self._book.finish(delivery, ending, result)
+        told = self._keeper.begin(self._tell_last(delivery, events))
+        finishing = self._keeper.finished(future, after=told, result=result.inline)
+        how, _ = await asyncio.gather(self._keeper.lasting(finishing), other)
         if how == "fenced":
             log.warning("task.fenced", task_id=delivery.task_id, delivery=delivery.number)
         return how
@@ -308,6 +332,12 @@ class Journal:
                 return
             after = page[-1].number
 
+    async def _tell_last(self, delivery: Delivery, bodies: Sequence[bytes]) -> None:
+        """What cannot be told is in the result."""
+        if bodies:
+            with contextlib.suppress(AtlasError):
+                await self.put_events(delivery, *bodies)
+
     async def _new_event(self, task_id: str, body: bytes) -> NewEvent:
         stored = await self._blobs.store(task_id, body, inline_bytes=EVENT_INLINE_BYTES)
         return NewEvent(body) if stored.blob is None else NewEvent(stored.blob.encode(), is_blob=True)
@@ -321,7 +351,7 @@ class Journal:
     async def _body(self, task_id: str, which: Literal["request", "result", "accepted"]) -> bytes:
         stored = await self._keeper.read(self._book.body, task_id, which)
         if stored is None:
-            raise _missing(task_id)
+            raise missing(task_id)
         return await self._blobs.load(task_id, stored)
 
 
@@ -338,10 +368,6 @@ async def _wait(ticket: asyncio.Event, timeout_s: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await ticket.wait()
-
-
-def _missing(task_id: str) -> NotFound:
-    return NotFound(f"there is no task {task_id[:50]!r}; it may have been deleted some time after it was closed")
 
 
 def _check(submission: Submission) -> None:

@@ -154,10 +154,15 @@ class TaskEvent(Value, frozen=True, kw_only=True):
 
 
 class TaskClosed(Value, frozen=True, kw_only=True):
-    """The last event of every task, made from the ledger."""
+    """The last event of every task, made from what the ledger has.
+
+    Attributes:
+        result: what its worker brought, if that is at hand; else to be read.
+    """
 
     task: Task
     number: int = LAST_NUMBER
+    result: bytes | None = None
 
 
 class TaskFilter(Value, frozen=True, kw_only=True):

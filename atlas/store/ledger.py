@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,7 +55,7 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._closing = threading.Lock()
+        self._closing, self._gathering = threading.Lock(), threading.Lock()
         self._is_closed = False
         self._is_down = False
         self._writer = threading.Thread(target=self._serve, name="ledger", daemon=True)
@@ -95,6 +96,13 @@ class Ledger:
                 self._queue.put(_Job(run, item, future))
         return future
 
+    def together(self) -> AbstractContextManager[object]:
+        """What is asked for while this is held goes into one commit, the first first, unless hundreds wait before it.
+
+        Hold it for no longer than asking takes: nothing is written meanwhile.
+        """
+        return self._gathering
+
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` here, on a snapshot.
 
@@ -125,19 +133,23 @@ class Ledger:
         is_busy = False
         while (job := self._queue.get()) is not None:
             group = [job]
-            is_last = False
             if is_busy:
                 time.sleep(GATHER_S)
-            while len(group) < GROUP_LIMIT and not self._queue.empty():  # this thread alone takes from it
-                following = self._queue.get()
-                if following is None:
-                    is_last = True
-                    break
-                group.append(following)
+            with self._gathering:
+                is_last = self._gather(group)
             is_busy = len(group) > 1
             self._commit(group)
             if is_last:
                 return
+
+    def _gather(self, group: list[_Job]) -> bool:
+        """Add what waits; True: nothing will come after it."""
+        while len(group) < GROUP_LIMIT and not self._queue.empty():  # this thread alone takes from it
+            following = self._queue.get()
+            if following is None:
+                return True
+            group.append(following)
+        return False
 
     def _commit(self, group: list[_Job]) -> None:
         try:

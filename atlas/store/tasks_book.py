@@ -8,6 +8,7 @@ and wakes up changes nothing: its result is counted and not stored.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -108,6 +109,10 @@ class TaskBook(TaskReports):
             return Change(True, _update(connection, task, {"state": "running"}))
 
         return self._ledger.write(work)
+
+    def together(self) -> AbstractContextManager[object]:
+        """As the ledger's."""
+        return self._ledger.together()
 
     def finish(self, delivery: Delivery, ending: Ending, result: Stored) -> Written[Finished]:
         """Close the task with what its present delivery brought; count the result of any other."""

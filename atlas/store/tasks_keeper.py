@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import structlog
 
-from atlas.errors import LedgerUnavailable, LimitsUnavailable
+from atlas.errors import LedgerUnavailable, LimitsUnavailable, NotFound
 from atlas.store.bells import Bells
-from atlas.store.journal_values import Delivery, Finish, Lease, Submitted, Task
+from atlas.store.journal_values import Delivery, Finish, Lease, Submitted, Task, TaskClosed
 from atlas.store.live_values import Caller
 from atlas.store.tasks_blobs import TaskBlobs
 from atlas.store.tasks_book import HELD, Change, Finished, TaskBook
@@ -30,7 +30,7 @@ class TaskKeeper:
 
     Attributes:
         waiting: rings by kind when a task may be due.
-        news: rings by task when there is an event, or it is closed.
+        news: rings by task when there is an event, or it is closed; whoever waits then is told how, and need not ask the ledger.
         orders: rings by task when its row has changed.
     """
 
@@ -39,14 +39,23 @@ class TaskKeeper:
         self.blobs = blobs
         self.lease_s = lease_s
         self.queue = TaskQueue(redis, source=book.open_tasks, on_look=self._tend, namespace=namespace, lease_s=lease_s)
-        self.waiting, self.news, self.orders = Bells(), Bells(), Bells()
+        self.waiting: Bells[None] = Bells()
+        self.news: Bells[TaskClosed] = Bells()
+        self.orders: Bells[None] = Bells()
         self._owed: set[str] = set()  # tasks of which Redis may not know how they stand
         self._under_way: set[asyncio.Task[Any]] = set()
         self._deadlines_at_s = 0.0
 
     async def lasting(self, work: Coroutine[Any, Any, T]) -> T:
         """Go on with `work` even if whoever waits for it goes away: what the ledger has, Redis must hear of."""
-        return await asyncio.shield(self._spawn(work))
+        return await asyncio.shield(self.begin(work))
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """As `lasting`, to be waited for later or not at all."""
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._arrived)
+        return task
 
     async def read(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run `work` in a thread, which cannot be cancelled; `close` waits for it."""
@@ -66,16 +75,17 @@ class TaskKeeper:
             await self._tell(change.task)
         return change
 
-    async def finished(self, future: Written[Finished]) -> Finish:
-        """Follow an ending through."""
+    async def finished(self, future: Written[Finished], *, after: Awaitable[object], result: bytes | None) -> Finish:
+        """Follow an ending through; `after` comes before anybody is told of it."""
         finished = await arrival(future)
+        await after
         if finished.how == "closed" and finished.task is not None:
-            await self._tell(finished.task)
+            await self._tell(finished.task, result)
         return finished.how
 
     async def pick(self, kind: str, worker: str) -> Lease | float | None:
         """The next lease, or how long to wait for one; None: nothing is delayed. Cancelled, it gives back what it has got."""
-        picking = self._spawn(self._pick(kind, worker))
+        picking = self.begin(self._pick(kind, worker))
         try:
             return await asyncio.shield(picking)
         except asyncio.CancelledError:
@@ -98,13 +108,15 @@ class TaskKeeper:
             self.news.ring(delivery.task_id)
         return number
 
-    async def closed(self, task_id: str) -> Task | None:
-        """The task if it is closed; only if Redis does not have it as open, the ledger is asked."""
+    async def closed(self, task_id: str) -> TaskClosed | None:
+        """How it is closed; None: it is open. Only if Redis does not have it as open, the ledger is asked. Raises NotFound."""
         with contextlib.suppress(LimitsUnavailable):
             if await self.queue.is_open(task_id):
                 return None
         task = await self.read(self.book.get, task_id)
-        return task if task is not None and task.is_closed else None
+        if task is None:
+            raise missing(task_id)
+        return TaskClosed(task=task) if task.is_closed else None
 
     async def close(self) -> None:
         """Let what is under way come to its end, and disconnect."""
@@ -112,12 +124,6 @@ class TaskKeeper:
         while self._under_way:
             await asyncio.gather(*self._under_way, return_exceptions=True)
         await self.queue.close()
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._under_way.add(task)
-        task.add_done_callback(self._arrived)
-        return task
 
     def _arrived(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
@@ -149,7 +155,7 @@ class TaskKeeper:
         if picking.cancelled() or picking.exception() or not isinstance(lease := picking.result(), Lease):
             return
         reason = f"worker {lease.task.worker} went away before it got the task"
-        self._spawn(self.changed(self.book.give_back(lease.delivery, reason=reason, is_excused=True)))
+        self.begin(self.changed(self.book.give_back(lease.delivery, reason=reason, is_excused=True)))
 
     async def _restore(self, delivery: Delivery) -> bool:
         """If the ledger says that this delivery is the present one, Redis shall know it, too."""
@@ -159,7 +165,7 @@ class TaskKeeper:
         await self.queue.sync(task)
         return True
 
-    async def _tell(self, task: Task) -> None:
+    async def _tell(self, task: Task, result: bytes | None = None) -> None:
         """Tell Redis, and all who wait, how a task stands now; Redis later, if it is away."""
         try:
             await self.queue.sync(task)
@@ -169,7 +175,7 @@ class TaskKeeper:
             self._owed.discard(task.id)
             if task.state == "queued":
                 self.waiting.ring(task.kind)
-        self.news.ring(task.id)
+        self.news.ring(task.id, TaskClosed(task=task, result=result) if task.is_closed else None)
         self.orders.ring(task.id)
 
     async def _put_right(self, task_id: str, task: Task | None) -> None:
@@ -178,6 +184,7 @@ class TaskKeeper:
         else:
             await self.queue.forget(task_id)
             self._owed.discard(task_id)
+            self.news.ring(task_id)
 
     async def _tend(self) -> None:
         """Once a second while Redis is well, and as soon as it is back. A ledger that is away says so itself."""
@@ -198,3 +205,7 @@ class TaskKeeper:
             await self.queue.forget(delivery.task_id)
         elif change.is_made:
             log.warning("task.lease_lost", task_id=delivery.task_id, delivery=delivery.number, worker=change.task.worker)
+
+
+def missing(task_id: str) -> NotFound:
+    return NotFound(f"there is no task {task_id[:50]!r}; it may have been deleted some time after it was closed")
