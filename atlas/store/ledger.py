@@ -9,8 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,8 +54,9 @@ class Ledger:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._closing, self._gathering = threading.Lock(), threading.Lock()
+        self._queue: queue.SimpleQueue[Sequence[_Job] | None] = queue.SimpleQueue()
+        self._asking = threading.RLock()
+        self._bundle: list[_Job] | None = None  # what is asked for together, up to now
         self._is_closed = False
         self._is_down = False
         self._writer = threading.Thread(target=self._serve, name="ledger", daemon=True)
@@ -89,19 +90,26 @@ class Ledger:
         is called again with each item alone.
         """
         future: Written[T] = Written()
-        with self._closing:
+        with self._asking:
             if self._is_closed:
                 future.set_exception(LedgerUnavailable("the ledger is closed: the server is stopping"))
+            elif self._bundle is None:
+                self._queue.put((_Job(run, item, future),))
             else:
-                self._queue.put(_Job(run, item, future))
+                self._bundle.append(_Job(run, item, future))
         return future
 
-    def together(self) -> AbstractContextManager[object]:
-        """What is asked for while this is held goes into one commit, the first first, unless hundreds wait before it.
-
-        Hold it for no longer than asking takes: nothing is written meanwhile.
-        """
-        return self._gathering
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is asked for within goes into one commit, the first first. Others cannot ask meanwhile: do nothing else within."""
+        with self._asking:
+            bundle = self._bundle = []
+            try:
+                yield
+            finally:
+                self._bundle = None
+                if bundle:
+                    self._queue.put(bundle)
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` here, on a snapshot.
@@ -122,7 +130,7 @@ class Ledger:
 
     def close(self) -> None:
         """Finish the writes that were asked for, then close the connections."""
-        with self._closing:
+        with self._asking:
             if not self._is_closed:
                 self._is_closed = True
                 self._queue.put(None)
@@ -131,25 +139,21 @@ class Ledger:
 
     def _serve(self) -> None:
         is_busy = False
-        while (job := self._queue.get()) is not None:
-            group = [job]
+        while (asked := self._queue.get()) is not None:
+            group = [*asked]
+            is_last = False
             if is_busy:
                 time.sleep(GATHER_S)
-            with self._gathering:
-                is_last = self._gather(group)
-            is_busy = len(group) > 1
+            while len(group) < GROUP_LIMIT and not self._queue.empty():  # this thread alone takes from it
+                following = self._queue.get()
+                if following is None:
+                    is_last = True
+                    break
+                group += following
+            is_busy = len(group) > len(asked)
             self._commit(group)
             if is_last:
                 return
-
-    def _gather(self, group: list[_Job]) -> bool:
-        """Add what waits; True: nothing will come after it."""
-        while len(group) < GROUP_LIMIT and not self._queue.empty():  # this thread alone takes from it
-            following = self._queue.get()
-            if following is None:
-                return True
-            group.append(following)
-        return False
 
     def _commit(self, group: list[_Job]) -> None:
         try:
