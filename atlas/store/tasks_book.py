@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
@@ -30,7 +31,7 @@ from atlas.store.journal_values import (
 from atlas.store.rules import clipped
 from atlas.store.tables import task_days, task_steps, tasks
 from atlas.store.tasks_blobs import Stored
-from atlas.store.tasks_reports import BODIES, OPEN, TaskReports, find, spent_today
+from atlas.store.tasks_reports import OPEN, TaskReports, find, find_body, spent_today
 from atlas.store.written import Written
 
 HELD = ("leased", "running")
@@ -38,6 +39,11 @@ REASON_CHARS, WORKER_CHARS = 500, 64
 BUSY_RETRY_S = 5.0  # chosen; when one of many open tasks may have ended
 PRUNE_ROWS = 200  # deleted in one commit; chosen
 KEEP_DAYS = 40  # of sandbox seconds per owner
+
+
+# Made once, as those that read.
+_INSERT = tasks.insert()
+_UPDATE = tasks.update().where(tasks.c.id == sa.bindparam("of"))
 
 
 class Change(NamedTuple):
@@ -78,7 +84,7 @@ class TaskBook(TaskReports):
             _check_quota(connection, submission.owner, quota, self._clock())
             task = _new(task_id, submission, self._clock())
             bodies = {"request": request.inline, "request_blob": request.blob, "request_sha256": digest}
-            connection.execute(tasks.insert().values(**msgspec.structs.asdict(task), **bodies))
+            connection.execute(_INSERT, msgspec.structs.asdict(task) | bodies)
             return Submitted(task, is_new=True)
 
         return self._ledger.write(work)
@@ -94,8 +100,7 @@ class TaskBook(TaskReports):
                 return Taken(False, self._close(connection, task, "expired", _overdue(task)), Stored())
             values = {"state": "leased", "delivery": delivery.number, "leased_at": now_s, "not_before": None}
             task = _update(connection, task, {**values, "worker": clipped(worker, WORKER_CHARS)})
-            row = connection.execute(sa.select(*BODIES["request"]).where(tasks.c.id == task.id)).one()
-            return Taken(True, task, Stored(*row))
+            return Taken(True, task, find_body(connection, task.id, "request") or Stored())
 
         return self._ledger.write(work)
 
@@ -222,11 +227,13 @@ class TaskBook(TaskReports):
 
     def _charge(self, connection: sa.Connection, owner: str, sandbox_s: float) -> None:
         if sandbox_s > 0:
-            add = self._ledger.database.insert(task_days).values(
-                owner=owner, day=int(self._clock() // DAY_S), sandbox_s=sandbox_s
-            )
-            total = {"sandbox_s": task_days.c.sandbox_s + add.excluded.sandbox_s}
-            connection.execute(add.on_conflict_do_update(index_elements=("owner", "day"), set_=total))
+            connection.execute(self._add_day, {"owner": owner, "day": int(self._clock() // DAY_S), "sandbox_s": sandbox_s})
+
+    @cached_property
+    def _add_day(self) -> Any:  # an INSERT of either dialect
+        add = self._ledger.database.insert(task_days)
+        total = {"sandbox_s": task_days.c.sandbox_s + add.excluded.sandbox_s}
+        return add.on_conflict_do_update(index_elements=("owner", "day"), set_=total)
 
 
 def _new(task_id: str, submission: Submission, now_s: float) -> Task:
@@ -280,7 +287,7 @@ def _check_quota(connection: sa.Connection, owner: str, quota: Quota, now_s: flo
 
 
 def _update(connection: sa.Connection, task: Task, values: Mapping[str, Any]) -> Task:
-    connection.execute(tasks.update().where(tasks.c.id == task.id).values(**values))
+    connection.execute(_UPDATE, {**values, "of": task.id})
     return msgspec.structs.replace(task, **{name: value for name, value in values.items() if name in Task.__struct_fields__})
 
 

@@ -18,6 +18,9 @@ OPEN = ("queued", "leased", "running")
 SUMMARY = [tasks.c[name] for name in Task.__struct_fields__]  # a list of tasks does not read their bodies
 BODIES = {"request": (tasks.c.request, tasks.c.request_blob), "result": (tasks.c.result, tasks.c.result_blob)}
 BODIES["accepted"] = (tasks.c.accepted, tasks.c.accepted_blob)
+# Made once: making a statement anew takes several times as long as running it.
+_FIND = sa.select(*SUMMARY).where(tasks.c.id == sa.bindparam("of"))
+_BODIES = {which: sa.select(*columns).where(tasks.c.id == sa.bindparam("of")) for which, columns in BODIES.items()}
 MAX_PAGE = 1000
 ID_BATCH = 500  # parameters of one statement
 
@@ -35,9 +38,7 @@ class TaskReports:
 
     def body(self, task_id: str, which: str) -> Stored | None:
         """Where the `request`, `result` or `accepted` body of a task is; None if there is no such task."""
-        query = sa.select(*BODIES[which]).where(tasks.c.id == task_id)
-        row = self._ledger.read(lambda connection: connection.execute(query).one_or_none())
-        return None if row is None else Stored(*row)
+        return self._ledger.read(lambda connection: find_body(connection, task_id, which))
 
     def steps(self, task_id: str) -> dict[str, Stored]:
         """Finished steps, in the order in which they were finished."""
@@ -92,8 +93,14 @@ class TaskReports:
 
 def find(connection: sa.Connection, task_id: str) -> Task | None:
     """As the method `get`, in the caller's transaction."""
-    row = connection.execute(sa.select(*SUMMARY).where(tasks.c.id == task_id)).mappings().one_or_none()
+    row = connection.execute(_FIND, {"of": task_id}).mappings().one_or_none()
     return None if row is None else Task(**row)
+
+
+def find_body(connection: sa.Connection, task_id: str, which: str) -> Stored | None:
+    """As the method `body`, in the caller's transaction."""
+    row = connection.execute(_BODIES[which], {"of": task_id}).one_or_none()
+    return None if row is None else Stored(*row)
 
 
 def spent_today(connection: sa.Connection, owner: str, now_s: float) -> float:
