@@ -152,6 +152,7 @@ class Workers:
             self.watch.endings["fenced"] += how == "fenced"
             return how
         _check_holder(held, listener)
+        held.is_heard_of = True
         how = await self._closed(held, ending, events)
         self._forget(held, "fenced" if how == "fenced" else ending.outcome)
         return how

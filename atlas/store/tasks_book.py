@@ -44,6 +44,10 @@ KEEP_DAYS = 40  # of sandbox seconds per owner
 # Made once, as those that read.
 _INSERT = tasks.insert()
 _UPDATE = tasks.update().where(tasks.c.id == sa.bindparam("of"))
+_EARLIER = sa.select(tasks.c.id, tasks.c.request_sha256, tasks.c.kind).where(
+    tasks.c.owner == sa.bindparam("whose"), tasks.c.idempotency_key == sa.bindparam("key")
+)
+_NUM_OPEN = sa.select(sa.func.count()).where(tasks.c.owner == sa.bindparam("whose"), tasks.c.state.in_(OPEN))
 
 
 class Change(NamedTuple):
@@ -256,8 +260,7 @@ def _new(task_id: str, submission: Submission, now_s: float) -> Task:
 def _earlier(connection: sa.Connection, submission: Submission, digest: str) -> Task | None:
     if not submission.idempotency_key:
         return None
-    is_it = (tasks.c.owner == submission.owner, tasks.c.idempotency_key == submission.idempotency_key)
-    row = connection.execute(sa.select(tasks.c.id, tasks.c.request_sha256, tasks.c.kind).where(*is_it)).one_or_none()
+    row = connection.execute(_EARLIER, {"whose": submission.owner, "key": submission.idempotency_key}).one_or_none()
     if row is None:
         return None
     if (row.request_sha256, row.kind) != (digest, submission.kind):
@@ -268,13 +271,11 @@ def _earlier(connection: sa.Connection, submission: Submission, digest: str) -> 
 
 
 def _check_quota(connection: sa.Connection, owner: str, quota: Quota, now_s: float) -> None:
-    if quota.open_tasks is not None:
-        query = sa.select(sa.func.count()).where(tasks.c.owner == owner, tasks.c.state.in_(OPEN))
-        if (used := connection.scalar(query) or 0) >= quota.open_tasks:
-            raise RateLimited(
-                f"{used} tasks of this user are open, and {quota.open_tasks} may be; wait for one to end, or cancel one",
-                retry_after_s=BUSY_RETRY_S,
-            )
+    if quota.open_tasks is not None and (used := connection.scalar(_NUM_OPEN, {"whose": owner}) or 0) >= quota.open_tasks:
+        raise RateLimited(
+            f"{used} tasks of this user are open, and {quota.open_tasks} may be; wait for one to end, or cancel one",
+            retry_after_s=BUSY_RETRY_S,
+        )
     if quota.sandbox_s_per_day is not None:
         spent_s = spent_today(connection, owner, now_s)
         if spent_s >= quota.sandbox_s_per_day:

@@ -21,6 +21,9 @@ BODIES["accepted"] = (tasks.c.accepted, tasks.c.accepted_blob)
 # Made once: making a statement anew takes several times as long as running it.
 _FIND = sa.select(*SUMMARY).where(tasks.c.id == sa.bindparam("of"))
 _BODIES = {which: sa.select(*columns).where(tasks.c.id == sa.bindparam("of")) for which, columns in BODIES.items()}
+_SPENT = sa.select(task_days.c.sandbox_s).where(
+    task_days.c.owner == sa.bindparam("whose"), task_days.c.day == sa.bindparam("when")
+)
 MAX_PAGE = 1000
 ID_BATCH = 500  # parameters of one statement
 
@@ -105,8 +108,7 @@ def find_body(connection: sa.Connection, task_id: str, which: str) -> Stored | N
 
 def spent_today(connection: sa.Connection, owner: str, now_s: float) -> float:
     """As the method `sandbox_s`, in the caller's transaction."""
-    query = sa.select(task_days.c.sandbox_s).where(task_days.c.owner == owner, task_days.c.day == int(now_s // DAY_S))
-    return connection.scalar(query) or 0.0
+    return connection.scalar(_SPENT, {"whose": owner, "when": int(now_s // DAY_S)}) or 0.0
 
 
 def _filtered(wanted: TaskFilter) -> sa.Select[Any]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from atlas.engine import Group, ScriptedEngine
-from atlas.errors import EngineFailed
-from atlas.types import Prompt, Route, WorkRetried
+from atlas.errors import EngineFailed, LedgerUnavailable
+from atlas.types import Message, Prompt, Route, WorkRetried
 from atlas.workline import Beat, Finish
 from tests.gateway.conftest import wait_for
 from tests.gateway.metered import redis
@@ -23,6 +25,7 @@ from tests.store.live.conftest import Server
 __all__ = ["redis"]  # a fixture
 
 LEASE_S = 1.5
+ASK = Prompt(messages=(Message(role="user", content="Write double(x)."),))
 SLOW = "# " + "thinking " * 60 + "\n" + RIGHT
 
 
@@ -108,6 +111,62 @@ async def test_who_has_lost_a_task_hears_of_it_unasked(shop: Shop) -> None:
         with line.heeding(held.lease.task, held.lease.delivery, held._order):
             await eventually(held.is_lost.is_set)
     shop.do(shop.journal.cancel(task_id))
+
+
+@pytest.fixture
+def hasty_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file, whatever other tests use, and soon given up while somebody else holds it."""
+    monkeypatch.setattr("tests.ledgers.SERVER_URL", "")
+    monkeypatch.setattr("atlas.store.database.BUSY_TIMEOUT_MS", 100)
+
+
+@contextmanager
+def locked(shop: Shop) -> Iterator[None]:
+    """Nobody can write the ledger."""
+    with closing(sqlite3.connect(shop.path / "atlas.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+@pytest.mark.usefixtures("hasty_ledger")
+async def test_an_end_that_the_ledger_does_not_take_is_told_again_and_paid_once(redis: Server, tmp_path: Path) -> None:
+    with open_shop(redis, tmp_path / "data") as shop:
+        task_id = shop.submit()
+        async with connected(shop.line()) as line:
+            held = await leased(line)
+            [generation] = [one async for one in (await held.tools(None).generate(ASK)).finished()]
+            with locked(shop):
+                for _ in range(2):
+                    with pytest.raises(LedgerUnavailable):
+                        await held.call(Finish, outcome="done", result=b"42")
+                assert shop.task(task_id).state == "leased"
+                assert shop.usage(task_id) == []
+            assert (await held.call(Finish, outcome="done", result=b"42")).finish == "closed"
+            assert (await held.call(Finish, outcome="done", result=b"42")).finish == "repeated"
+        await eventually(lambda: len(shop.usage(task_id)) == 1)  # it is written by itself
+        [usage] = shop.usage(task_id)
+        assert (usage.state, usage.completion_tokens) == ("failed", generation.num_tokens)
+        assert shop.running.deps.store.usage.open_reservations() == []
+        assert shop.running.deps.workers.endings["done"] == 1
+
+
+@pytest.mark.usefixtures("hasty_ledger")
+async def test_whoever_could_not_end_a_task_still_hears_that_it_is_lost(redis: Server, tmp_path: Path) -> None:
+    with open_shop(redis, tmp_path / "data", lease_s=LEASE_S) as shop:
+        task_id = shop.submit()
+        async with connected(shop.line()) as line:
+            held = await leased(line)
+            with line.heeding(held.lease.task, held.lease.delivery, held._order):
+                with locked(shop), pytest.raises(LedgerUnavailable):
+                    await held.call(Finish, outcome="done", result=b"42")
+                await eventually(held.is_lost.is_set)
+            await eventually(lambda: not any(shop.running.deps.workers.busy.values()))
+            assert shop.task(task_id).state == "queued"
+            again = await leased(line)
+            assert (await again.call(Finish, outcome="done")).finish == "closed"
+        endings = shop.running.deps.workers.endings
+        assert (endings["lost"], endings["done"]) == (1, 1)
 
 
 def test_an_engine_that_breaks_is_asked_again_and_no_candidate_is_blamed(redis: Server, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from msgspec.structs import replace
 
 from atlas.engine import ScriptedEngine
@@ -103,6 +105,28 @@ async def test_a_generation_whose_extension_is_refused_ends_with_length(redis: S
         [usage] = shop.usage(task_id)
         assert usage.completion_tokens == generation.num_tokens
         assert usage.prompt_tokens + usage.completion_tokens <= 200
+
+
+async def test_what_a_task_cost_and_how_it_ended_are_one_commit(shop: Shop) -> None:
+    commits: list[str] = []
+
+    def committed(_: object) -> None:
+        commits.append(threading.current_thread().name)
+
+    for _ in range(5):
+        task_id = shop.submit()
+        async with connected(shop.line()) as line:
+            held = await leased(line)
+            [generation] = [one async for one in (await held.tools(None).generate(ASK)).finished()]
+            engine = shop.running.deps.store.tasks._ledger.database.engine
+            before = commits.count("ledger")
+            sa.event.listen(engine, "commit", committed)
+            assert (await held.call(Finish, outcome="done", result=b"42")).finish == "closed"
+            sa.event.remove(engine, "commit", committed)
+        assert commits.count("ledger") == before + 1
+        [usage] = shop.usage(task_id)
+        assert (usage.state, usage.completion_tokens) == ("completed", generation.num_tokens)
+        assert shop.task(task_id).outcome == "done"
 
 
 def test_a_killed_worker_leaves_a_row_for_what_it_used_and_the_next_pays_for_its_own(redis: Server, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -17,9 +16,8 @@ from atlas.errors import DeliveryOver, OperatorError
 from atlas.gateway.worker_watch import GRACE_S, WorkerWatch
 from atlas.ralph.dial import local
 from atlas.ralph.held import Held
-from atlas.ralph.teller import Teller
 from atlas.settings import SandboxSettings
-from atlas.types import CandidateEnded, CandidateRef, Message, Program, Prompt, Request, Route, RunLimits
+from atlas.types import Message, Program, Prompt, Request, Route, RunLimits
 from atlas.workline import (
     MESSAGE_LIMIT_BYTES,
     PATH,
@@ -37,7 +35,6 @@ from atlas.workline import (
 from tests.gateway.conftest import wait_for
 from tests.gateway.metered import redis
 from tests.gateway.workshop import TASK, Shop, connected, eventually, leased, open_shop
-from tests.store.journals import history
 from tests.store.live.conftest import Server
 
 __all__ = ["redis"]  # a fixture
@@ -179,43 +176,6 @@ async def test_a_cancelled_task_is_told_to_its_worker_at_once(shop: Shop) -> Non
         assert (await held.call(Finish, outcome="cancelled", reason="so it was wanted")).finish == "closed"
         keeping.cancel()
     assert shop.task(task_id).outcome == "cancelled"
-
-
-def _ended(index: int) -> CandidateEnded:
-    return CandidateEnded(at_s=0.0, candidate=CandidateRef(attempt=1, index=index), num_tokens=1, state="no_code")
-
-
-async def test_events_travel_together_in_order_and_the_last_ones_with_the_end(shop: Shop) -> None:
-    task_id = shop.submit()
-    events = [_ended(number) for number in range(40)]
-    async with connected(shop.line()) as line, connected(shop.line()) as other:
-        held = await leased(line)
-        teller = Teller(held)
-        for event in events:
-            teller.tell(event)
-        last = await teller.rest()
-        assert 0 < len(last) < len(events)
-        with pytest.raises(DeliveryOver):
-            await Held(other, held.lease).call(Finish, outcome="done", events=(b"{}",))
-        assert (await held.call(Finish, outcome="done", events=last)).finish == "closed"
-        assert (await held.call(Finish, outcome="done", events=last)).finish == "repeated"
-    told = [body for _, body in shop.do(history(shop.journal, task_id))]
-    assert told == [*map(msgspec.json.encode, events), b"done"]
-
-
-async def test_events_are_told_before_a_task_is_given_back(shop: Shop) -> None:
-    task_id = shop.submit()
-    async with connected(shop.line()) as line:
-        held = await leased(line)
-        teller = Teller(held)
-        for number in range(20):
-            teller.tell(_ended(number))
-        await teller.told()
-        assert (await held.call(GiveBack, reason="somebody else may", is_excused=True)).is_done
-        again = await leased(line)
-        await again.call(Finish, outcome="done")
-    told = [body for _, body in shop.do(history(shop.journal, task_id))]
-    assert told == [*(msgspec.json.encode(_ended(number)) for number in range(20)), b"done"]
 
 
 async def test_a_worker_has_no_say_in_what_another_one_holds(shop: Shop) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from atlas.errors import BadRequest, Conflict
-from atlas.store import LAST_NUMBER, Journal, TaskFilter
+from atlas.errors import BadRequest, Conflict, LedgerUnavailable, NotFound
+from atlas.store import LAST_NUMBER, Ending, Journal, TaskClosed, TaskFilter
 from atlas.store.journal_values import DAY_S
 from atlas.store.tables import tasks
 from atlas.store.tasks_blobs import INLINE_BYTES, ORPHAN_AGE_S
@@ -18,6 +19,12 @@ from tests.store.conftest import Clock
 from tests.store.journals import DONE, Journals, all_of, do, history, leased, submit
 
 LONG = b"long " * INLINE_BYTES
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  # nobody rings for it
+            await asyncio.sleep(0.001)
 
 
 # -- steps, corrections ----------------------------------------------------------------------------------------------------
@@ -93,6 +100,81 @@ async def test_followers_hear_of_each_event_when_it_happens(journal: Journal) ->
     await journal.finish(lease.delivery, DONE)
     assert [await asyncio.wait_for(queue.get(), 30) for queue in heard] == [LAST_NUMBER] * 2
     await asyncio.wait_for(asyncio.gather(*followers), 30)
+
+
+async def test_who_waits_for_the_end_is_told_it_with_the_result_and_asks_no_ledger(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = await submit(journal)
+    lease = await leased(journal)
+    following = asyncio.create_task(all_of(journal.events(task.id)))
+    await until(lambda: task.id in journal._keeper.news._waiting)
+    await until(lambda: not journal._keeper._under_way)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the ledger was read")
+
+    for name in ("get", "body"):
+        monkeypatch.setattr(journal._keeper.book, name, refuse)
+    await journal.finish(lease.delivery, DONE)
+    [closed] = await asyncio.wait_for(following, 30)
+    assert isinstance(closed, TaskClosed)
+    assert (closed.task.outcome, closed.task.closed_by, closed.result) == ("done", 1, b"42")
+
+
+async def test_a_long_result_is_not_kept_for_who_waits(journal: Journal) -> None:
+    task = await submit(journal)
+    lease = await leased(journal)
+    following = asyncio.create_task(all_of(journal.events(task.id)))
+    await until(lambda: task.id in journal._keeper.news._waiting)
+    await journal.finish(lease.delivery, Ending(outcome="done", result=LONG))
+    [closed] = await asyncio.wait_for(following, 30)
+    assert isinstance(closed, TaskClosed)
+    assert (closed.task.outcome, closed.result) == ("done", None)
+    assert await journal.result(task.id) == LONG
+
+
+async def test_the_last_events_come_with_the_end_and_before_it(journal: Journal) -> None:
+    for _ in range(5):
+        task = await submit(journal)
+        lease = await leased(journal)
+        following = asyncio.create_task(all_of(journal.events(task.id)))
+        await until(lambda: task.id in journal._keeper.news._waiting)  # noqa: B023  # it is awaited here
+        await journal.put_events(lease.delivery, b"first")
+        assert await journal.finish(lease.delivery, DONE, events=(b"last but one", LONG)) == "closed"
+        assert [event.number for event in await asyncio.wait_for(following, 30)] == [1, 2, 3, LAST_NUMBER]
+        assert [body for _, body in await history(journal, task.id)] == [b"first", b"last but one", LONG, b"done"]
+    assert await journal.finish(lease.delivery, DONE, events=(b"once more",)) == "repeated"
+    assert len(await history(journal, task.id)) == 4
+
+
+async def test_a_task_that_the_ledger_has_lost_is_followed_by_nobody(journal: Journal) -> None:
+    task = await submit(journal)
+    following = asyncio.create_task(all_of(journal.events(task.id)))
+    await until(lambda: task.id in journal._keeper.news._waiting)
+    journal._keeper.book._ledger.write(lambda connection: connection.execute(tasks.delete())).result()
+    assert await journal.lease("w") is None  # which finds an entry without a row
+    with pytest.raises(NotFound, match="no task"):
+        await asyncio.wait_for(following, 30)
+
+
+async def test_what_is_beside_an_ending_is_waited_for_and_its_failure_is_raised(journal: Journal) -> None:
+    task = await submit(journal)
+    lease = await leased(journal)
+    written: list[str] = []
+
+    async def late() -> None:
+        await asyncio.sleep(0.1)
+        written.append("late")
+
+    async def failing() -> None:
+        raise LedgerUnavailable("the disk is full")
+
+    with pytest.raises(LedgerUnavailable, match="the disk is full"):
+        await journal.finish(lease.delivery, DONE, beside=failing)
+    assert await journal.finish(lease.delivery, DONE, beside=late) == "repeated"
+    assert written == ["late"]
+    assert (await journal.get(task.id)).outcome == "done"
 
 
 async def test_a_stream_is_bounded_and_its_numbers_go_on(journal: Journal) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,39 @@ def test_more_works_than_fit_one_group_are_all_done(store: Store) -> None:
     for future in futures:
         future.result()
     assert {str(n) for n in range(GROUP_LIMIT + 10)} <= names(store)
+
+
+def test_works_that_are_asked_for_together_share_a_commit_even_where_nobody_else_writes(store: Store) -> None:
+    commits: list[object] = []
+    sa.event.listen(store._ledger.database.engine, "commit", commits.append)
+    for n in range(30):
+        with store._ledger.together():
+            first = store._ledger.write(lambda connection, n=n: connection.execute(put(f"{n} a")) and n)  # type: ignore[misc]
+            time.sleep(0.001)  # the writer is free, and would have begun
+            second = store.usage.settle(usage(f"{n} b"))
+        assert (first.result(), second.result()) == (n, None)
+    assert len(commits) == 30
+    with store._ledger.together():
+        pass
+    store._ledger.write(lambda connection: connection.execute(put("after"))).result(30)
+
+
+def test_one_of_two_that_are_asked_for_together_may_fail(store: Store) -> None:
+    with store._ledger.together():
+        refused = store._ledger.write(lambda connection: connection.execute(put("twice")) and connection.execute(put("twice")))
+        settled = store.usage.settle(usage("beside"))
+    assert isinstance(refused.exception(), sa.exc.IntegrityError)
+    assert settled.exception() is None
+    assert [one.request_id for one in store.usage.recent()] == ["beside"]
+
+
+def test_a_pair_is_no_crowd_that_the_writer_would_wait_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas.store.ledger.GATHER_S", 60.0)
+    with store._ledger.together():
+        pair = [store._ledger.write(lambda connection: None) for _ in range(2)]
+    for future in pair:
+        future.result(30)
+    store._ledger.write(lambda connection: None).result(30)
 
 
 def test_a_write_nobody_waits_for_any_more_is_done_all_the_same(store: Store) -> None:
