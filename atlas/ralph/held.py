@@ -111,6 +111,8 @@ class Held:
         return (*request.context, *(await self.call(AskContext)).context)
 
     async def _rank(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        if len(candidates) < 2:
+            return candidates
         shown = tuple(replace(candidate, execution=None, failure=None) for candidate in candidates)
         order = (await self.call(Rank, candidates=shown)).order
         return [candidates[at] for at in order]

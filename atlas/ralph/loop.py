@@ -204,9 +204,7 @@ class _Solving:
         return max(ranked, key=num_passed, default=None)
 
     async def _ranked(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-        if len(candidates) < 2:
-            return candidates
-        return await self._desk.ours("rank", lambda: self._tools.rank(candidates))
+        return await self._desk.ours("rank", lambda: self._tools.rank(candidates)) if candidates else ()
 
     async def _close(self, failure: OurFailure | None) -> None:
         desk, winner, suite = self._desk, self._winner, self._desk.suite
