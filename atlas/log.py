@@ -122,7 +122,9 @@ def configure_logging(level: str, *, form: str = "auto") -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_least),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(
+            stream
+        ),  # a line and its end in one write: other processes have this stderr, too
         cache_logger_on_first_use=False,
     )
 

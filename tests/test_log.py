@@ -88,3 +88,15 @@ def test_a_log_on_a_full_disk_fails_nothing(unbuffered: str) -> None:
             [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, text=True, check=True, env=environ
         )
     assert done.stdout == "goes on\n"
+
+
+def test_a_line_is_written_in_one_piece() -> None:
+    """Other processes write to the same stderr; a pipe of packets keeps apart what was written apart."""
+    reader, writer = os.pipe2(os.O_DIRECT)
+    script = SETUP + "configure_logging('info', form='json')\nlog.info('one', a=1)\nlogging.warning('two')"
+    subprocess.run([sys.executable, "-c", script], stderr=writer, check=True)
+    os.close(writer)
+    pieces = [os.read(reader, 65536) for _ in range(2)]
+    assert [json.loads(piece)["event"] for piece in pieces] == ["one", "two"]
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    os.close(reader)
