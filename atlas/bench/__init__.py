@@ -7,7 +7,7 @@ functions turn its records into figures with intervals. Solving and running are 
 from atlas.bench.figures import compare_records, solved_by_method
 from atlas.bench.journal import Journal, read_journal
 from atlas.bench.methods import best_of, chosen, greedy, loop, standard_methods
-from atlas.bench.plots import as_text
+from atlas.bench.plots import rate_text
 from atlas.bench.report import as_data, as_html, as_table, body_html, difference_line
 from atlas.bench.running import Bench
 from atlas.bench.runs import Kept, Runs
@@ -29,7 +29,6 @@ __all__ = [
     "as_data",
     "as_html",
     "as_table",
-    "as_text",
     "best_of",
     "body_html",
     "chosen",
@@ -39,6 +38,7 @@ __all__ = [
     "greedy",
     "load_suite",
     "loop",
+    "rate_text",
     "read_journal",
     "solved_by_method",
     "standard_methods",

@@ -30,7 +30,7 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def as_text(estimate: Estimate) -> str:
+def rate_text(estimate: Estimate) -> str:
     """Value and interval for a table or a description."""
     if estimate.value is None:
         return "-"
@@ -51,7 +51,7 @@ def intervals(title: str, rows: Sequence[Named], *, name: str) -> Markup:
                 Markup('<line class="whisker" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(low, high, y, y)
             )
             parts.append(Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="5"/>').format(value, y))
-    told = "; ".join(f"{row.label}: {as_text(row.estimate)}" for row in rows)
+    told = "; ".join(f"{row.label}: {rate_text(row.estimate)}" for row in rows)
     return _svg(title, told, height, parts, name=name)
 
 
@@ -74,7 +74,7 @@ def curve(title: str, points: dict[int, Estimate], *, name: str) -> Markup:
     for x, value, (k, _) in zip(xs, values, known, strict=True):
         parts.append(Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="4"/>').format(x, _at(value, bottom, top)))
         parts.append(_text(x, bottom + 22, f"k = {k}", anchor="middle"))
-    told = "; ".join(f"k = {k}: {as_text(estimate)}" for k, estimate in known)
+    told = "; ".join(f"k = {k}: {rate_text(estimate)}" for k, estimate in known)
     return _svg(title, told, CURVE_HEIGHT, parts, name=name)
 
 

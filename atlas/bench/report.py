@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from atlas.bench.figures import Figures, compare_records, figures_of
-from atlas.bench.plots import Named, as_text, curve, intervals, percent
+from atlas.bench.plots import Named, curve, intervals, percent, rate_text
 from atlas.bench.statistics import Difference, Estimate
 from atlas.bench.values import BenchSettings, Record
 from atlas.errors import OperatorError
@@ -88,7 +88,7 @@ def difference_line(name: str, pair: Difference) -> str:
 
 
 def _oracle_line(row: Figures) -> str:
-    rates = ", ".join(f"pass@{k} {as_text(rate)}" for k, rate in row.oracle.items())
+    rates = ", ".join(f"pass@{k} {rate_text(rate)}" for k, rate in row.oracle.items())
     return f"oracle, {row.method.title}: {rates}"
 
 
@@ -97,7 +97,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"rate": as_text, "percent": percent}
+    environment.filters |= {"rate": rate_text, "percent": percent}
     return environment
 
 
@@ -148,9 +148,9 @@ def _rate_data(rate: Estimate) -> dict[str, Any]:
 def _cells(row: Figures) -> tuple[str, ...]:
     return (
         row.method.name,
-        as_text(row.solved),
-        as_text(row.verified),
-        f"{as_text(row.false_verified)}, {row.num_false} of {row.num_verified}",
+        rate_text(row.solved),
+        rate_text(row.verified),
+        f"{rate_text(row.false_verified)}, {row.num_false} of {row.num_verified}",
         f"{row.tokens:.0f}",
         f"{row.wall_s:.2f}",
         str(row.num_failures),

@@ -70,7 +70,7 @@ def _row(runs: bench.Runs, name: str) -> Row:
     except OperatorError as error:
         return Row(name, trouble=error.message)
     rates = bench.solved_by_method(kept.settings, kept.records)
-    return Row(name, kept, {title: bench.as_text(rate) for title, rate in rates.items()})
+    return Row(name, kept, {title: bench.rate_text(rate) for title, rate in rates.items()})
 
 
 def compared(runs: bench.Runs | None, first: str, second: str) -> tuple[dict[str, bench.Difference], OperatorError | None]:
