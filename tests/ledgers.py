@@ -13,11 +13,12 @@ import pwd
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -139,3 +140,12 @@ def _next_redis_database() -> int:
     with redis.Redis.from_url(f"{REDIS_URL}/{number}") as database:
         database.flushdb()
     return number
+
+
+@contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """Somebody else holds the write lock of a ledger in a file: it cannot be written until they let go."""
+    with closing(sqlite3.connect(data_dir / "atlas.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -21,6 +20,7 @@ from structlog.testing import capture_logs
 from atlas.log import RecentLines, redact
 from tests.gateway.conftest import MODEL, wait_for
 from tests.gateway.metered import CHAT, STREAM, Metered, MeteredServer, metered, narrow, redis
+from tests.ledgers import locked
 from tests.store.live.conftest import Server
 
 __all__ = ["metered", "redis"]  # fixtures
@@ -141,20 +141,11 @@ def in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.ledgers.SERVER_URL", "")
 
 
-@contextmanager
-def locked(server: Metered) -> Iterator[None]:
-    """Somebody else holds the ledger's write lock: it cannot be written until they let go."""
-    with closing(sqlite3.connect(server.path / "atlas.sqlite3", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        yield
-        other.execute("ROLLBACK")
-
-
 @pytest.mark.usefixtures("in_a_file")
 def test_without_the_ledger_nothing_begins_and_it_passes(metered: MeteredServer) -> None:
     server = metered()
     key = server.key(requests_per_minute=100, concurrency=1)
-    with locked(server):
+    with locked(server.path):
         with server.http() as http:
             ready = http.get("/readyz", timeout=60)
             assert (ready.status_code, ready.json()["status"]) == (503, "unavailable")
@@ -177,7 +168,7 @@ def test_an_answer_that_cannot_be_settled_is_an_error_and_its_row_comes_later(me
     asking = threading.Thread(target=lambda: replies.append(patient(server, stream=is_streamed)))
     asking.start()
     wait_for(lambda: bool(server.engine.prompts))
-    with locked(server):
+    with locked(server.path):
         asking.join(60)
     [reply] = replies
     if is_streamed:
@@ -197,7 +188,7 @@ def test_what_is_late_is_written_before_the_server_ends(metered: MeteredServer, 
     asking = threading.Thread(target=patient, args=(server,))
     asking.start()
     wait_for(lambda: bool(server.engine.prompts))
-    with locked(server):
+    with locked(server.path):
         asking.join(60)
     assert server.usage == []
     server.close()  # the lifespan ends; the ledger is open still
@@ -260,7 +251,7 @@ def _ask_for_trouble(server: Metered) -> None:
 @pytest.mark.usefixtures("in_a_file")
 def test_a_slot_is_free_again_after_a_failure_at_the_ledger(metered: MeteredServer) -> None:
     server = metered(**narrow())
-    with locked(server):
+    with locked(server.path):
         assert patient(server).status_code == 503
     assert server.chat().status_code == 200
     wait_for(lambda: server.call(server.traffic.rates).running == 0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,19 +15,10 @@ from atlas.ralph.worker import ended
 from atlas.types import CandidateEnded, CandidateRef
 from atlas.workline import Done, Finish, GiveBack, PutEvents
 from tests.gateway.metered import redis
-from tests.gateway.workshop import Shop, connected, eventually, leased, open_shop
+from tests.gateway.workshop import Shop, connected, eventually, leased, shop
 from tests.store.journals import history
-from tests.store.live.conftest import Server
 
-__all__ = ["redis"]  # a fixture
-
-
-@pytest.fixture(scope="module")
-def shop(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """One server for all tests; each leaves no task behind."""
-    path: Path = tmp_path_factory.mktemp("shop") / "data"
-    with open_shop(redis, path) as shop:
-        yield shop
+__all__ = ["redis", "shop"]  # fixtures
 
 
 def _ended(index: int) -> CandidateEnded:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from atlas.workline import Beat, Finish
 from tests.gateway.conftest import wait_for
 from tests.gateway.metered import redis
 from tests.gateway.workshop import RIGHT, TASK, Shop, connected, eventually, leased, open_shop
+from tests.ledgers import locked
 from tests.store.live.conftest import Server
 
 __all__ = ["redis"]  # a fixture
@@ -120,15 +119,6 @@ def hasty_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("atlas.store.database.BUSY_TIMEOUT_MS", 100)
 
 
-@contextmanager
-def locked(shop: Shop) -> Iterator[None]:
-    """Nobody can write the ledger."""
-    with closing(sqlite3.connect(shop.path / "atlas.sqlite3", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        yield
-        other.execute("ROLLBACK")
-
-
 @pytest.mark.usefixtures("hasty_ledger")
 async def test_an_end_that_the_ledger_does_not_take_is_told_again_and_paid_once(redis: Server, tmp_path: Path) -> None:
     with open_shop(redis, tmp_path / "data") as shop:
@@ -136,7 +126,7 @@ async def test_an_end_that_the_ledger_does_not_take_is_told_again_and_paid_once(
         async with connected(shop.line()) as line:
             held = await leased(line)
             [generation] = [one async for one in (await held.tools(None).generate(ASK)).finished()]
-            with locked(shop):
+            with locked(shop.path):
                 for _ in range(2):
                     with pytest.raises(LedgerUnavailable):
                         await held.call(Finish, outcome="done", result=b"42")
@@ -158,7 +148,7 @@ async def test_whoever_could_not_end_a_task_still_hears_that_it_is_lost(redis: S
         async with connected(shop.line()) as line:
             held = await leased(line)
             with line.heeding(held.lease.task, held.lease.delivery, held._order):
-                with locked(shop), pytest.raises(LedgerUnavailable):
+                with locked(shop.path), pytest.raises(LedgerUnavailable):
                     await held.call(Finish, outcome="done", result=b"42")
                 await eventually(held.is_lost.is_set)
             await eventually(lambda: not any(shop.running.deps.workers.busy.values()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -34,20 +33,12 @@ from atlas.workline import (
 )
 from tests.gateway.conftest import wait_for
 from tests.gateway.metered import redis
-from tests.gateway.workshop import TASK, Shop, connected, eventually, leased, open_shop
+from tests.gateway.workshop import TASK, Shop, connected, eventually, leased, open_shop, shop
 from tests.store.live.conftest import Server
 
-__all__ = ["redis"]  # a fixture
+__all__ = ["redis", "shop"]  # fixtures
 
 ASK = Prompt(messages=(Message(role="user", content="Write double(x)."),), n=2)
-
-
-@pytest.fixture(scope="module")
-def shop(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """One server for all tests; each leaves no task behind."""
-    path: Path = tmp_path_factory.mktemp("shop") / "data"
-    with open_shop(redis, path) as shop:
-        yield shop
 
 
 def test_a_worker_solves_a_task_and_its_owner_pays_once(shop: Shop) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import pytest
 
 from atlas.engine import Engine, ScriptedEngine
 from atlas.errors import Unavailable
@@ -233,3 +234,11 @@ async def leased(line: Line, wait_s: float = 10.0) -> Held:
         if found is not None:
             return Held(line, found)
     raise AssertionError("there was no task")
+
+
+@pytest.fixture(scope="module")
+def shop(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """One server for all tests of a module; each leaves no task behind."""
+    path: Path = tmp_path_factory.mktemp("shop") / "data"
+    with open_shop(redis, path) as shop:
+        yield shop
