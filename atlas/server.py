@@ -20,6 +20,8 @@ from atlas.settings import ServerSettings
 
 DRAIN_MARGIN_S = 1.0  # beyond the gateway's own cut of open streams
 TAKE_OVER = "atlas.take_over"
+WHOLE_REPLY = "atlas.whole_reply"  # type of a message, and the extension that says it is understood
+EXTENSIONS: dict[str, Any] = {WHOLE_REPLY: {}}
 GATHERED_BYTES = 64 * 1024  # as much as a transport takes before it asks to wait
 HEADER_BYTES = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])  # that a line of a head may hold (RFC 9110, 5.5)
 
@@ -64,23 +66,40 @@ class Gathering:
 class Cycle(RequestResponseCycle):
     """uvicorn's, but for the head of a reply, whose lines it looks at one by one: 5 % of what a short answer costs.
 
-    Names of headers are in lower case, as ASGI has them.
+    Names of headers are in lower case, as ASGI has them. A reply may come whole, as one message of type `WHOLE_REPLY` with
+    `status`, `headers` and `body`; how long that is need not be said.
     """
 
     async def send(self, message: Any) -> None:  # a message of ASGI
-        if self.response_started or message["type"] != "http.response.start":
+        if self.response_started or "status" not in message:
             await super().send(message)
             return
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.disconnected:
             return
-        status, headers = message["status"], [*self.default_headers, *message["headers"]]
+        headers = [*self.default_headers, *message["headers"]]
+        if message["type"] == WHOLE_REPLY:
+            body = message["body"]
+            headers.append((b"content-length", b"%d" % len(body)))
+            self.transport.write(self._head(message["status"], headers) + body)
+            self._complete()
+        else:
+            self.transport.write(self._head(message["status"], headers))
+
+    def _head(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         lines = b"".join([b"%b: %b\r\n" % header for header in headers])
         if lines.translate(None, HEADER_BYTES) != b"\r\n" * len(headers):
             raise RuntimeError("a header of this reply holds a character that would end it, or none that may be there")
         self.response_started, self.waiting_for_100_continue = True, False
-        self.transport.write(b"%b%b%b\r\n" % (STATUS_LINE[status], lines, self._framing(status, dict(headers))))
+        return b"%b%b%b\r\n" % (STATUS_LINE[status], lines, self._framing(status, dict(headers)))
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
     def _framing(self, status: int, headers: dict[bytes, bytes]) -> bytes:
         """Notes how the body will end, and whether the connection does; header lines that have to say so beside these."""
@@ -101,8 +120,19 @@ class HTTPProtocol(HttpToolsProtocol):
     connection over: `scope["extensions"][TAKE_OVER]`; uvicorn's own way needs a library and goes past the gate.
     """
 
+    _idle_since_s = math.inf  # by the loop's clock
+    _idle_timer: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast("asyncio.Transport", Gathering(transport)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_idle_timer()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._idle_since_s = math.inf
 
     def on_headers_complete(self) -> None:
         parser, scope = self.parser, cast("dict[str, Any]", self.scope)
@@ -111,8 +141,9 @@ class HTTPProtocol(HttpToolsProtocol):
         scope["method"], scope["http_version"] = parser.get_method().decode("ascii"), parser.get_http_version()
         scope["raw_path"], scope["query_string"] = url.path, url.query or b""
         scope["path"] = unquote(path) if "%" in path else path
+        scope["extensions"] = EXTENSIONS
         if parser.should_upgrade() and self._get_upgrade() == b"websocket":
-            scope.setdefault("extensions", {})[TAKE_OVER] = self.take_over
+            scope["extensions"] = {**EXTENSIONS, TAKE_OVER: self.take_over}
         before, self.cycle = self.cycle, self._cycle()
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
@@ -135,9 +166,35 @@ class HTTPProtocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
 
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but for its timer a reply: here a connection has one, which looks whether it is due."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since_s = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        self._idle_timer = None  # a connection that is busy gets another one with its reply
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s <= 0:
+            self.timeout_keep_alive_handler()
+        elif left_s < math.inf:
+            self._idle_timer = self.loop.call_later(left_s, self._close_if_idle)
+
+    def _stop_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
     def take_over(self, head: bytes, *, limit_bytes: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """The connection, after `head` has been sent on it; to HTTP it is as if the client had gone."""
-        self._unset_keepalive_if_required()
+        self._stop_idle_timer()
         self.connections.discard(self)
         self.cycle.disconnected = True
         self.cycle.message_event.set()

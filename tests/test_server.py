@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import uvicorn
 
-from atlas.server import HTTPProtocol
+from atlas.server import WHOLE_REPLY, HTTPProtocol
 
+KEEP_ALIVE_S = 1
 Headers = list[tuple[bytes, bytes]]
 REPLIES: dict[str, tuple[int, Headers]] = {
     "/counted": (200, [(b"content-length", b"4")]),
@@ -27,6 +30,12 @@ REPLIES: dict[str, tuple[int, Headers]] = {
 
 
 async def replying(scope: Any, receive: Any, send: Any) -> None:  # an application of ASGI
+    if scope["path"] == "/slow":
+        await asyncio.sleep(KEEP_ALIVE_S + 0.5)
+    if scope["path"] in ("/whole", "/slow"):
+        assert WHOLE_REPLY in scope["extensions"]
+        await send({"type": WHOLE_REPLY, "status": 200, "headers": [(b"content-type", b"text/plain")], "body": b"four"})
+        return
     status, headers = REPLIES[scope["path"]]
     await receive()
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -36,7 +45,9 @@ async def replying(scope: Any, receive: Any, send: Any) -> None:  # an applicati
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(replying, http=HTTPProtocol, ws="none", log_config=None, lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(replying, http=HTTPProtocol, ws="none", log_config=None, lifespan="off", timeout_keep_alive=KEEP_ALIVE_S)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield listener.getsockname()[1]
@@ -60,6 +71,7 @@ def ask(port: int, path: str, *, method: str = "GET", version: int = 11) -> tupl
     [
         ("/counted", {"content-length": "4"}),
         ("/uncounted", {"content-type": "text/plain", "transfer-encoding": "chunked"}),
+        ("/whole", {"content-type": "text/plain", "content-length": "4"}),
         ("/closing", {"content-length": "4", "connection": "close"}),
         ("/umlaut", {"content-length": "4", "x-name": "\N{LATIN SMALL LETTER A WITH DIAERESIS}\tb"}),
     ],
@@ -100,3 +112,41 @@ def test_replies_on_one_connection_come_in_the_order_of_their_requests(port: int
             received += more
     assert received.count(b" 200 ") == 2
     assert received.index(b"four") < received.index(b"x-name") < received.index(b" 204 ")
+
+
+def test_a_whole_reply_ends_a_connection_of_http_1_0(port: int) -> None:
+    reply, body = ask(port, "/whole", version=10)
+    assert (reply.getheader("connection"), body) == ("close", b"four")
+
+
+def exchange(connection: socket.socket, path: str) -> bytes:
+    connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+    received = b""
+    while not received.endswith(b"four"):
+        more = connection.recv(65536)
+        assert more, received
+        received += more
+    return received
+
+
+def test_a_connection_is_closed_once_it_has_been_idle_for_long_enough(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        exchange(connection, "/whole")
+        for _ in range(3):  # longer than the timeout altogether, each pause shorter
+            time.sleep(KEEP_ALIVE_S * 0.6)
+            exchange(connection, "/whole")
+        started_s = time.monotonic()
+        assert connection.recv(1) == b""
+        assert time.monotonic() - started_s >= KEEP_ALIVE_S * 0.9
+
+
+def test_a_connection_is_not_idle_while_it_has_a_request(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        exchange(connection, "/whole")
+        connection.sendall(b"GET /whole HTTP/1.1\r\n")  # the rest comes late
+        time.sleep(KEEP_ALIVE_S + 0.5)
+        connection.sendall(b"host: x\r\n\r\n")
+        assert connection.recv(65536).endswith(b"four")
+        exchange(connection, "/slow")  # longer than the timeout
+        exchange(connection, "/whole")
+        assert connection.recv(1) == b""

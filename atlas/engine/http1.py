@@ -10,26 +10,31 @@ from collections.abc import Callable
 from typing import cast
 
 UNREAD_LIMIT_BYTES = 256 * 1024  # of a reply that nobody reads on: then TCP holds the server back; chosen
+WHOLE_LIMIT_BYTES = 256 * 1024 * 1024  # of a reply that is wanted whole; a million numbers of embeddings are 20 MB
 
 
 class Reply:
-    """An answer on its way; read by one task. Waiting for it raises OSError (TimeoutError is one) if it breaks off.
+    """An answer on its way; read by one task, or taken by whoever is told that it is over. Waiting for it raises OSError
+    (TimeoutError is one) if it breaks off.
 
     Attributes:
         status: 0 until its head has come.
         headers: names in lower case; of repeated ones the last.
         is_over: all of the body has come.
+        is_wanted_whole: it is taken in as fast as it comes.
+        error: why it broke off.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
-        self.is_over = False
+        self.is_over = self.is_wanted_whole = False
+        self.error: Exception | None = None
         self.num_unread = 0  # bytes
         self._connection = connection
         self._pieces: list[bytes] = []
-        self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._on_over: Callable[[], None] | None = None
 
     async def head(self) -> None:
         """Wait for status and headers."""
@@ -38,16 +43,27 @@ class Reply:
 
     async def read(self) -> bytes:
         """All that has not been read yet."""
-        self._connection.read_on()
+        self._want_whole()
         while not self.is_over:
             await self._more()
-        return self._take()
+        return self.take()
 
     async def piece(self) -> bytes:
         """The next bytes; empty when there are no more."""
         while not self._pieces and not self.is_over:
             await self._more()
-        return self._take()
+        return self.take()
+
+    def when_over(self, act: Callable[[], None]) -> None:
+        """Have `act` called, at a turn of the event loop, when all of it is there, or `error` says why it will not be."""
+        self._on_over = act
+        self._want_whole()
+
+    def take(self) -> bytes:
+        """What is there."""
+        pieces, self._pieces, self.num_unread = self._pieces, [], 0
+        self._connection.read_on()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> None:
         """Give up what has not come yet, and the connection with it."""
@@ -62,22 +78,24 @@ class Reply:
         self.wake()
 
     def fail(self, error: Exception) -> None:
-        self._error = error
+        self.error = error
         self.wake()
 
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self._on_over is not None and (self.is_over or self.error is not None):
+            asyncio.get_running_loop().call_soon(self._on_over)
+            self._on_over = None
 
-    def _take(self) -> bytes:
-        pieces, self._pieces, self.num_unread = self._pieces, [], 0
+    def _want_whole(self) -> None:
+        self.is_wanted_whole = True
         self._connection.read_on()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _more(self) -> None:
         """Wait for anything new."""
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         self._waiter = asyncio.get_running_loop().create_future()
         await self._waiter
 
@@ -108,6 +126,13 @@ class Connection(asyncio.Protocol):
         self.last_s = self._loop.time()
         self._transport.write(request)
         return self._reply
+
+    def _hold_back(self, reply: Reply) -> None:
+        """More has come than is read."""
+        if not reply.is_wanted_whole:
+            self._pause()
+        elif reply.num_unread > WHOLE_LIMIT_BYTES:
+            self.fail(OSError(f"its reply has more than {WHOLE_LIMIT_BYTES} bytes"))
 
     def _pause(self) -> None:
         transport = self._transport
@@ -153,7 +178,7 @@ class Connection(asyncio.Protocol):
             self.fail(OSError(f"it does not speak HTTP: {error}"))
             return
         if self._reply is not None and self._reply.num_unread > UNREAD_LIMIT_BYTES:
-            self._pause()
+            self._hold_back(self._reply)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_open = False

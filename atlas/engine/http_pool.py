@@ -50,6 +50,11 @@ class Pool:
         """
         return (await self._connection()).send(self._request(path, body))
 
+    def send_now(self, path: str, body: bytes | None) -> Reply | None:
+        """The same, if a connection is there; None if one would have to be made first."""
+        connection = self._free()
+        return None if connection is None else connection.send(self._request(path, body))
+
     async def send_anew(self, path: str, body: bytes | None) -> Reply:
         """The same, on a connection that nobody has used before."""
         return (await self._connect()).send(self._request(path, body))
@@ -82,11 +87,14 @@ class Pool:
         return (f"http://{_netloc(self._base)}{path}" if is_passed_on else path).encode()
 
     async def _connection(self) -> Connection:
+        return self._free() or await self._connect()
+
+    def _free(self) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open:
                 return connection
-        return await self._connect()
+        return None
 
     async def _connect(self) -> Connection:
         try:

@@ -143,8 +143,8 @@ class RemoteEngine(NoAdapters):
         ]
 
     def _start(self, legs: list[Leg], group: Group, deadline: float | None) -> None:
-        def ended(_task: asyncio.Task[None]) -> None:
-            done = [leg for leg in legs if leg.task is not None and leg.task.done()]
+        def ended() -> None:
+            done = [leg for leg in legs if not leg.is_reading]
             self._legs.difference_update(done)
             if len(legs) > 1 and group.is_done:  # by the failure of one connection: the others have no reader
                 group.cancel()
@@ -153,7 +153,7 @@ class RemoteEngine(NoAdapters):
 
         for leg in legs:
             self._legs.add(leg)
-            leg.start(self._totals, deadline).add_done_callback(ended)
+            leg.start(self._totals, deadline, ended)
 
 
 async def _opened(legs: list[Leg], deadline: float | None) -> bool:

@@ -44,10 +44,26 @@ class Peer:
             raise self.broken(error) from error
         except NotConnected as error:
             raise EngineUnavailable(f"{self.name} cannot be reached: {error}", retry_after_s=5) from error
-        if 200 <= reply.status < 300:
-            return reply
-        retry_after = reply.headers.get(b"retry-after", b"").decode("latin-1")
-        raise wire.failure(self.name, reply.status, await self._all_of(reply), retry_after=retry_after)
+        if not _is_good(reply):
+            raise self._refusal(reply, await self._all_of(reply))
+        return reply
+
+    def send_now(self, path: str, body: object) -> Reply | None:
+        """POST a body as JSON where a connection is free; None where one would have to be made first."""
+        return self._pool.send_now(path, msgspec.json.encode(body))
+
+    def whole(self, reply: Reply) -> bytes:
+        """The body of a reply that is over, or has failed.
+
+        Raises:
+            AtlasError: it broke off, or says that the peer has refused.
+        """
+        if reply.error is not None:
+            raise self.broken(reply.error) from reply.error
+        data = reply.take()
+        if not _is_good(reply):
+            raise self._refusal(reply, data)
+        return data
 
     async def read(self, reply: Reply) -> bytes:
         """All of a reply; the connection is free for the next request."""
@@ -88,6 +104,10 @@ class Peer:
         except ConnectionError:
             return await _with_head(await self._pool.send_anew(path, content))
 
+    def _refusal(self, reply: Reply, data: bytes) -> AtlasError:
+        retry_after = reply.headers.get(b"retry-after", b"").decode("latin-1")
+        return wire.failure(self.name, reply.status, data, retry_after=retry_after)
+
     def broken(self, error: Exception) -> AtlasError:
         return UpstreamFailed(f"{self.name} broke off: {str(error) or type(error).__name__}")
 
@@ -96,6 +116,10 @@ def without_password(url: str) -> str:
     """A URL as messages may show it: they reach clients."""
     before, at, after = url.rpartition("@")
     return f"{before.partition('://')[0]}://{after}" if at else url
+
+
+def _is_good(reply: Reply) -> bool:
+    return 200 <= reply.status < 300
 
 
 async def _with_head(reply: Reply) -> Reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -21,7 +22,8 @@ class Leg:
 
     Attributes:
         indices: the candidates of the group that come by this connection.
-        task: reads the reply; set by `start`.
+        task: reads the reply, once it has been started; None for a whole answer that needs none.
+        is_reading: it has not ended.
     """
 
     def __init__(self, peer: Peer, prompt: Prompt, group: Group, indices: range, *, model: str, known_as: str) -> None:
@@ -32,21 +34,27 @@ class Leg:
         self._reply: Reply | None = None
         self._usage: wire.Usage | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_reading = True
+        self.is_reading = True
         self._is_cut = False  # the peer would go on, but some candidate may not
 
     async def open(self) -> None:
         """Send the request. Raises what the peer, or the way to it, has against it."""
-        sampling = self._prompt.sampling[self.indices.start if len(self._prompt.sampling) > 1 else 0]
-        body = wire.body(self._prompt, sampling, model=self._model, n=len(self.indices), stream=not wants_whole(self._prompt))
-        self._reply = await self._peer.send(wire.path(self._prompt), body)
+        self._reply = await self._peer.send(wire.path(self._prompt), self._body())
 
-    def start(self, totals: dict[str, int], deadline: float | None) -> asyncio.Task[None]:
-        """Read in the background until `deadline`, in the loop's time; what it cost is added to `totals`."""
-        loop = asyncio.get_running_loop()
-        self.task = loop.create_task(self._run(totals))
-        self._timer = None if deadline is None else loop.call_at(deadline, self._interrupt)
-        return self.task
+    def start(self, totals: dict[str, int], deadline: float | None, on_end: Callable[[], None]) -> None:
+        """Read in the background until `deadline`, in the loop's time; what it cost is added to `totals`.
+
+        A whole answer needs no task for that where a connection is free: those cost a gateway's request a tenth.
+        """
+        self._totals, self._on_end = totals, on_end
+        if deadline is not None:
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._interrupt)
+        if self._reply is None and wants_whole(self._prompt):
+            self._reply = self._peer.send_now(wire.path(self._prompt), self._body())
+            if self._reply is not None:
+                self._reply.when_over(self._take_whole)
+                return
+        self.task = asyncio.create_task(self._run())
 
     def cancel(self, indices: frozenset[int]) -> None:
         """Give up some candidates; the connection is closed when none is left."""
@@ -64,11 +72,33 @@ class Leg:
         if self._reply is not None:
             self._reply.close()
 
-    async def _run(self, totals: dict[str, int]) -> None:
+    def _body(self) -> wire.Body:
+        sampling = self._prompt.sampling[self.indices.start if len(self._prompt.sampling) > 1 else 0]
+        is_streamed = not wants_whole(self._prompt)
+        return wire.body(self._prompt, sampling, model=self._model, n=len(self.indices), stream=is_streamed)
+
+    def _take_whole(self) -> None:
+        """The reply is there, or will not come."""
+        reply = self._reply
+        if not self.is_reading or reply is None:  # it has been given up
+            return
+        if isinstance(reply.error, ConnectionError) and not reply.status:  # closed just as we used it again: once more
+            self._reply = None
+            self.task = asyncio.create_task(self._run())
+            return
+        try:
+            self._take_chunk(wire.chunk(self._peer.whole(reply)))
+            self._settle()
+        except AtlasError as error:
+            self._group.fail(error)
+        finally:
+            self._close()
+
+    async def _run(self) -> None:
         """Every candidate is finished, or the group has failed, when this returns."""
         try:
             await self._read()
-            self._settle(totals)
+            self._settle()
             if self._reply is not None and not self._is_cut:
                 await self._peer.release(self._reply)
         except AtlasError as error:
@@ -76,14 +106,23 @@ class Leg:
         except asyncio.CancelledError:
             self._abort(frozenset(self.indices))
         finally:
-            self._is_reading = False
-            if self._timer is not None:
-                self._timer.cancel()
-            self.close()
+            self._close()
+
+    def _close(self) -> None:
+        self.is_reading = False
+        if self._timer is not None:
+            self._timer.cancel()
+        self.close()
+        self._on_end()
 
     def _interrupt(self) -> None:
-        if self._is_reading and self.task is not None:
+        if not self.is_reading:
+            return
+        if self.task is not None:
             self.task.cancel()
+        else:
+            self._abort(frozenset(self.indices))
+            self._close()
 
     async def _read(self) -> None:
         if self._reply is None:
@@ -143,10 +182,10 @@ class Leg:
         if candidate.finish_reason is not None and any(other.is_open for other in self._candidates):
             self._end(candidate, candidate.finish_reason)
 
-    def _settle(self, totals: dict[str, int]) -> None:
+    def _settle(self) -> None:
         """The reply has ended, or nothing more of it is wanted."""
         usage = self._usage or wire.Usage()
-        group = self._group
+        group, totals = self._group, self._totals
         cached_tokens = (usage.prompt_tokens_details and usage.prompt_tokens_details.cached_tokens) or 0
         group.prompt_tokens = usage.prompt_tokens or group.prompt_tokens  # a connection that was cut brings none
         group.cached_tokens = cached_tokens or group.cached_tokens

@@ -129,15 +129,18 @@ async def _settled_error(exchange: Exchange, error: Exception) -> AtlasError:
 
 def to_usage(groups: Sequence[Group]) -> wire.Usage:
     """What finished answers cost; the prompt counts once, however many candidates it has."""
-    generations = [generation for group in groups for generation in group.generations]
-    prompt_tokens = sum(group.prompt_tokens for group in groups)
-    completion_tokens = sum(group.completion_tokens for group in groups)  # as it is charged
-    reasoning_tokens = sum(generation.reasoning_tokens for generation in generations)
+    prompt_tokens = completion_tokens = cached_tokens = reasoning_tokens = 0
+    for group in groups:
+        prompt_tokens += group.prompt_tokens
+        completion_tokens += group.completion_tokens  # as it is charged
+        cached_tokens += group.cached_tokens
+        for generation in group.generations:
+            reasoning_tokens += generation.reasoning_tokens
     return wire.Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
-        prompt_tokens_details=wire.PromptTokensDetails(cached_tokens=sum(group.cached_tokens for group in groups)),
+        prompt_tokens_details=wire.PromptTokensDetails(cached_tokens=cached_tokens),
         completion_tokens_details=wire.CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
     )
 

@@ -9,24 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 from atlas.store import Written
 
 Outcome = Callable[[BaseException | None], None]
 
 
-class _Arrival(NamedTuple):
-    future: Written[None]
-    waiting: asyncio.Future[None]
-    then: Outcome | None
-
-
 class Arrivals:
     """Of one event loop."""
 
     def __init__(self) -> None:
-        self._arrived: deque[_Arrival] = deque()
+        self._arrived: deque[tuple[Written[None], asyncio.Future[None], Outcome | None]] = deque()
         self._is_announced = False
 
     def expect(self, future: Written[None], then: Outcome | None = None) -> asyncio.Future[None]:
@@ -36,12 +30,14 @@ class Arrivals:
         """
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[None] = loop.create_future()
-        future.add_done_callback(lambda done: self._arrive(loop, _Arrival(done, waiting, then)))
+        future.add_done_callback(partial(self._arrive, loop, waiting, then))
         return waiting
 
-    def _arrive(self, loop: asyncio.AbstractEventLoop, arrival: _Arrival) -> None:
+    def _arrive(
+        self, loop: asyncio.AbstractEventLoop, waiting: asyncio.Future[None], then: Outcome | None, future: Written[None]
+    ) -> None:
         """In the thread that finished the future."""
-        self._arrived.append(arrival)
+        self._arrived.append((future, waiting, then))
         if not self._is_announced and not loop.is_closed():
             self._is_announced = True
             loop.call_soon_threadsafe(self._deliver)

@@ -49,7 +49,7 @@ async def begin(exchange: Exchange, engine: Engine, prompt: Prompt, *, is_proved
         return
     prompt_tokens = await count_prompt(engine, prompt)
     by_default = PRIORITIES[exchange.route][0 if is_streamed else 1]
-    priority = max(by_default, asked_priority(exchange.header(b"x-atlas-priority")))
+    priority = max(by_default, asked_priority(exchange.headers.get("x-atlas-priority", "")))
     task, _ = await submit(exchange, request_for(exchange, prompt), priority=priority)
     exchange.model = ATLAS
     exchange.metered = TaskAnswer(exchange, task, prompt_tokens=prompt_tokens)

@@ -71,18 +71,18 @@ class Gate(ASGIMiddleware):
 
     async def lets_in(self, scope: HTTPScope, send: Send) -> bool:
         """Whether the request may go on; if not it has been answered, or this raises what stands against it."""
-        headers = _headers(scope)
+        exchange: Exchange = scope["state"]["exchange"]
+        headers = exchange.headers
         check_host(headers.get("host", ""), self.hosts)
         try:
             if scope["method"] != "OPTIONS":
-                await self._admit(scope, headers)
+                await self._admit(scope, exchange, headers)
         except SignInFirst:
             await _redirect(_sign_in_url(scope), send)
             return False
         return True
 
-    async def _admit(self, scope: HTTPScope, headers: dict[str, str]) -> None:
-        exchange: Exchange = scope["state"]["exchange"]
+    async def _admit(self, scope: HTTPScope, exchange: Exchange, headers: dict[str, str]) -> None:
         exchange.client = client_of(scope, headers, self.deps.server.trusted_proxies)
         opt = scope["route_handler"].opt
         if opt.get("local") and exchange.client.is_local:
@@ -141,12 +141,12 @@ def extract_credential(headers: dict[str, str]) -> str | None:
     Raises:
         BadRequest: there are two, and they differ.
     """
-    scheme, _, bearer = headers.get("authorization", "").partition(" ")
-    given = [headers.get("x-api-key", "").strip(), bearer.strip() if scheme.lower() == "bearer" else ""]
-    found = {credential for credential in given if credential}
-    if len(found) > 1:
+    scheme, _, rest = headers.get("authorization", "").partition(" ")
+    bearer = rest.strip() if scheme.lower() == "bearer" else ""
+    key = headers.get("x-api-key", "").strip()
+    if bearer and key and bearer != key:
         raise BadRequest("the Authorization and x-api-key headers carry different keys; send one")
-    return found.pop() if found else None
+    return bearer or key or None
 
 
 def check_host(host: str, allowed: frozenset[str] | set[str]) -> None:
@@ -208,15 +208,6 @@ def _sign_in_url(scope: HTTPScope) -> str:
 async def _redirect(url: str, send: Send) -> None:
     await send({"type": "http.response.start", "status": 303, "headers": [(b"location", url.encode("ascii"))]})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _headers(scope: HTTPScope) -> dict[str, str]:
-    """Header names are lower case in ASGI; repeated ones are joined, so that none of them is overlooked."""
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return headers
 
 
 def _cookies(headers: dict[str, str]) -> dict[str, str]:

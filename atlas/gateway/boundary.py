@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import structlog
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from atlas.gateway.deps import GatewayDeps
 from atlas.gateway.exchange import Exchange
@@ -53,7 +54,7 @@ class Boundary:
         self.metrics.observe(exchange, route=route, wall_s=exchange.wall_s)
         if self.telemetry is not None and (usage := exchange.usage) is not None:
             self.telemetry.record(
-                usage, request_id=exchange.request_id, status=exchange.status, traceparent=exchange.header(b"traceparent")
+                usage, request_id=exchange.request_id, status=exchange.status, traceparent=exchange.headers.get("traceparent", "")
             )
         if exchange.path not in QUIET_PATHS and is_logged(logging.INFO):
             log.info("request.answered", **exchange.line())
@@ -73,8 +74,8 @@ class Boundary:
 
 
 def _identified(send: Send, exchange: Exchange) -> Send:
-    async def wrapped(message: Message) -> None:
-        if message["type"] == "http.response.start":
+    async def wrapped(message: Any) -> None:  # ASGI's messages, and the server's own of a whole reply
+        if "status" in message:
             added = exchange.begin_reply(message["status"])
             message["headers"] = [*guarded_headers([*message["headers"]], exchange.path), *added]
         await send(message)

@@ -16,7 +16,6 @@ from atlas.gateway.atlas import begin
 from atlas.gateway.convert import chat_prompt
 from atlas.gateway.errors import error_event
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
-from atlas.gateway.ids import new_id
 from atlas.gateway.models import choose_chat
 from atlas.gateway.openapi import StreamingOperation, replies
 from atlas.gateway.sse import DONE, EventStream, event
@@ -49,7 +48,7 @@ class ChatAnswer:
     def __init__(self, exchange: Exchange, *, with_usage: bool) -> None:
         self.exchange = exchange
         self.with_usage = with_usage
-        self.id = new_id("chatcmpl-")
+        self.id = exchange.answer_id("chatcmpl-")
         self.created = int(time.time())
         self._begun: set[int] = set()  # candidates whose role has been sent
 

@@ -17,7 +17,6 @@ from atlas.gateway.answer import FINGERPRINT, deltas, finished, finite, guarded,
 from atlas.gateway.convert import check_sampling_fields, to_sampling, to_stop
 from atlas.gateway.errors import error_event
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
-from atlas.gateway.ids import new_id
 from atlas.gateway.inputs import Input, to_inputs
 from atlas.gateway.models import choose_answering
 from atlas.gateway.openapi import StreamingOperation, replies
@@ -96,7 +95,7 @@ class CompletionAnswer:
         self.n = request.n or 1
         self.echoes = echoes
         self.with_usage = bool(request.stream_options and request.stream_options.include_usage)
-        self.id = new_id("cmpl-")
+        self.id = exchange.answer_id("cmpl-")
         self.created = int(time.time())
         self._num_chars: dict[int, int] = {}  # per choice begun: characters of the tokens whose log-probabilities were sent
 

@@ -7,7 +7,7 @@ to say about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,8 +18,9 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from atlas.gateway.auth import Gate
 from atlas.gateway.errors import ClientClosed, handle_error
-from atlas.gateway.exchange import HTTPRequest
+from atlas.gateway.exchange import Exchange, HTTPRequest
 from atlas.gateway.policy import handlers_of
+from atlas.server import WHOLE_REPLY
 
 _encoder = msgspec.json.Encoder()
 
@@ -49,7 +50,8 @@ class DirectRoutes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == ScopeType.HTTP  # the Boundary sends others elsewhere
         route = self._routes.get(scope["path"]) if scope["method"] == "POST" else None
-        if route is None or not self._is_usual(scope):
+        exchange: Exchange = scope["state"]["exchange"]
+        if route is None or not self._is_usual(exchange.headers):
             await self._framework(scope, receive, send)
             return
         scope["route_handler"], scope["path_template"] = route.handler, scope["path"]
@@ -57,19 +59,15 @@ class DirectRoutes:
             if await self._gate.lets_in(scope, send):
                 await self._answer(route, scope, receive, send)
         except Exception as error:
-            if scope["state"]["exchange"].status:  # the reply has begun, and cannot be another any more
+            if exchange.status:  # the reply has begun, and cannot be another any more
                 raise
             request: HTTPRequest = Request(scope, receive, send)
             await handle_error(request, error).to_asgi_response(None, request)(scope, receive, send)
 
-    def _is_usual(self, scope: HTTPScope) -> bool:
-        length = b""
-        for name, value in scope["headers"]:
-            if name == b"origin":  # a browser's, and who may read the reply is for CORS to say
-                return False
-            if name == b"content-length":
-                length = value
-        return length.isdigit() and 0 < int(length) <= self._body_limit_bytes
+    def _is_usual(self, headers: Mapping[str, str]) -> bool:
+        length = headers.get("content-length", "")
+        # An origin is a browser's, and who may read the reply is for CORS to say.
+        return length.isdecimal() and 0 < int(length) <= self._body_limit_bytes and "origin" not in headers
 
     async def _answer(self, route: _Route, scope: HTTPScope, receive: Receive, send: Send) -> None:
         body = await _read(receive)
@@ -81,7 +79,7 @@ class DirectRoutes:
         request = _Plain(scope, receive, send)
         result = await route.handler.fn(request=request, data=data)
         if isinstance(result, msgspec.Struct):
-            await _send_json(_encoder.encode(result), send)
+            await _send_json(_encoder.encode(result), scope, send)
         else:
             await result.to_asgi_response(None, request)(scope, receive, send)
 
@@ -112,8 +110,14 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _send_json(body: bytes, send: Send) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+async def _send_json(body: bytes, scope: HTTPScope, send: Send) -> None:
+    """At once where the server takes a whole reply."""
+    headers = [(b"content-type", b"application/json")]
+    if WHOLE_REPLY in (scope.get("extensions") or ()):
+        whole: Any = {"type": WHOLE_REPLY, "status": 200, "headers": headers, "body": body}
+        await send(whole)
+        return
+    headers.append((b"content-length", b"%d" % len(body)))
     start: Message = {"type": "http.response.start", "status": 200, "headers": headers}
     await send(start)
     await send({"type": "http.response.body", "body": body, "more_body": False})

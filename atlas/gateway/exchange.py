@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -27,7 +27,8 @@ from atlas.store import Session
 from atlas.types import Activity, Generation, Principal, Prompt, RequestState, Usage
 
 HTTPRequest = Request[Any, Any, Any]
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+USAGE_PREFIX = "req_"
+REQUEST_ID = re.compile("[A-Za-z0-9._-]{1,64}")
 
 
 class Work(Protocol):
@@ -75,6 +76,8 @@ class Exchange:
 
     Attributes:
         registry: where this application's metrics are.
+        headers: of the request, names in lower case; those that are repeated are joined, so that none is overlooked.
+        usage_id: of its usage row, never the client's own.
         request_id: the client's own if it sent a plain one; it is in the reply and in every line of the log.
         model: id of the model that answers; empty until one is chosen.
         plan: who may answer instead, where the model asked for has stand-ins.
@@ -92,8 +95,9 @@ class Exchange:
         self.receive: Receive | None = receive
         self.registry = registry
         self.meter = meter
-        headers = scope["headers"]
-        self.request_id, self.usage_id = _request_ids(headers)
+        self.headers = _headers(scope)
+        self.usage_id = new_id(USAGE_PREFIX)
+        self.request_id = _own_id(self.headers) or self.usage_id
         self.method = str(scope["method"])
         self.path = str(scope["path"])
         self.route = self.path.rstrip("/")  # of those that are metered: they have no parameters
@@ -111,7 +115,10 @@ class Exchange:
         self.crash: Exception | None = None  # a defect that is in the log already
         self.started_s = time.monotonic()
         self.at = time.time()
-        self._raw_headers = headers
+
+    def answer_id(self, prefix: str) -> str:
+        """The id of its answer: that of its usage row behind another prefix, so that each is found by the other."""
+        return prefix + self.usage_id.removeprefix(USAGE_PREFIX)
 
     @property
     def source(self) -> str:
@@ -121,10 +128,6 @@ class Exchange:
     @property
     def is_secure(self) -> bool:
         return self.client.is_secure
-
-    def header(self, name: bytes) -> str:
-        """The first of this name, in lower case; empty if there is none."""
-        return next((value.decode("latin-1") for found, value in self._raw_headers if found == name), "")
 
     @property
     def owner(self) -> str:
@@ -216,7 +219,7 @@ class Exchange:
             model=self.model,
             is_streamed=is_streamed,
             is_watched=is_watched,
-            priority=max(by_default, asked_priority(self.header(b"x-atlas-priority"))),
+            priority=max(by_default, asked_priority(self.headers.get("x-atlas-priority", ""))),
         )
         return metered
 
@@ -357,10 +360,15 @@ def asked_priority(text: str) -> int:
     return int(text[1:] or 0)
 
 
-def _request_ids(headers: Iterable[RawHeader]) -> tuple[str, str]:
-    """The id for reply and log (the client's own if it is short and plain), and the id for the ledger: always a fresh one."""
-    fresh = new_id("req_")
-    for name, value in headers:
-        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
-            return value.decode(), fresh
-    return fresh, fresh
+def _headers(scope: HTTPScope) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _own_id(headers: Mapping[str, str]) -> str:
+    """What the client calls its request, if that is short and plain."""
+    name = headers.get("x-request-id", "")
+    return name if name and REQUEST_ID.fullmatch(name) else ""

@@ -85,7 +85,7 @@ def _check_origin(request: HTTPRequest, exchange: Exchange) -> None:
 
 
 def _check_version(exchange: Exchange) -> None:
-    version = exchange.header(b"mcp-protocol-version")
+    version = exchange.headers.get("mcp-protocol-version", "")
     if version and version not in VERSIONS:
         known = ", ".join(VERSIONS)
         raise BadRequest(f"mcp-protocol-version: {version[:40]!r} is not one of {known}", param="mcp-protocol-version")

@@ -19,7 +19,6 @@ from atlas.gateway.anthropic_convert import counted_prompt, messages_prompt
 from atlas.gateway.atlas import begin
 from atlas.gateway.errors import anthropic_reply
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
-from atlas.gateway.ids import new_id
 from atlas.gateway.models import Chosen, choose_chat
 from atlas.gateway.openapi import StreamingOperation, anthropic_replies
 from atlas.gateway.sse import EventStream, event
@@ -74,7 +73,7 @@ def choose_mapped(exchange: Exchange, model: str) -> Chosen:
 def to_reply(exchange: Exchange, generation: Generation) -> wire.MessageReply:
     stop = to_stop(generation, exchange.length_reason)
     return wire.MessageReply(
-        id=new_id("msg_"),
+        id=exchange.answer_id("msg_"),
         model=exchange.model,
         content=list(to_blocks(generation)),
         usage=to_usage(exchange.groups[0], generation),
@@ -132,7 +131,8 @@ class MessageStream:
         if not await self.exchange.started():  # the first event says how long the prompt is
             raise aborted(self.exchange)
         [group] = self.exchange.groups
-        empty = wire.MessageReply(id=new_id("msg_"), model=self.exchange.model, content=[], usage=to_usage(group, None))
+        name = self.exchange.answer_id("msg_")
+        empty = wire.MessageReply(id=name, model=self.exchange.model, content=[], usage=to_usage(group, None))
         yield _named(wire.MessageStart(message=empty)) + _named(wire.Ping())
         async for _, delta in deltas(self.exchange):
             for part in self._parts(delta):

@@ -46,18 +46,23 @@ class Client(NamedTuple):
 
 def client_of(scope: HTTPScope, headers: Mapping[str, str], trusted: tuple[str, ...]) -> Client:
     """The client of a request; `headers` with repeated ones joined by commas."""
-    peer = _address(scope["client"][0]) if scope["client"] else None
-    if peer is None:
-        return Client(is_secure=scope["scheme"] == "https")
-    if not _is_trusted(peer, trusted):
-        return _direct(peer, is_secure=scope["scheme"] == "https", is_forwarded=not FORWARDING_HEADERS.isdisjoint(headers))
+    name, is_secure = scope["client"][0] if scope["client"] else "", scope["scheme"] == "https"
+    if FORWARDING_HEADERS.isdisjoint(headers):
+        return _unforwarded(name, trusted, is_secure=is_secure)
+    peer = _address(name)
+    if peer is None or not _is_trusted(peer, trusted):
+        return Client("" if peer is None else str(peer), is_secure)
     proto = headers.get("x-forwarded-proto", "").rpartition(",")[2].strip().lower()
     return Client(str(_behind(peer, headers.get("x-forwarded-for", ""), trusted)), proto == "https")
 
 
 @lru_cache(maxsize=4096)
-def _direct(peer: Address, *, is_secure: bool, is_forwarded: bool) -> Client:
-    return Client(str(peer), is_secure, peer.is_loopback and not is_forwarded)
+def _unforwarded(name: str, trusted: tuple[str, ...], *, is_secure: bool) -> Client:
+    """Nobody says that they pass it on; a proxy of ours that does not say how it was called was not called securely."""
+    peer = _address(name)
+    if peer is None:
+        return Client(is_secure=is_secure)
+    return Client(str(peer)) if _is_trusted(peer, trusted) else Client(str(peer), is_secure, peer.is_loopback)
 
 
 def _behind(peer: Address, forwarded: str, trusted: tuple[str, ...]) -> Address:

@@ -16,7 +16,6 @@ from atlas.gateway import responses_wire as wire
 from atlas.gateway.answer import deltas, finished, guarded
 from atlas.gateway.atlas import begin
 from atlas.gateway.exchange import Exchange, HTTPRequest, exchange_of
-from atlas.gateway.ids import new_id
 from atlas.gateway.models import choose_chat
 from atlas.gateway.openapi import StreamingOperation, replies
 from atlas.gateway.responses_convert import AnyTool, read_tools, response_prompt
@@ -53,7 +52,7 @@ class ResponseAnswer:
     def __init__(self, exchange: Exchange, request: wire.ResponseRequest, tools: Sequence[AnyTool]) -> None:
         self.exchange = exchange
         self._custom = frozenset(tool.name for tool in tools if isinstance(tool, wire.CustomTool))
-        self._reply = first_reply(exchange.model, request, tools)
+        self._reply = first_reply(exchange, request, tools)
         self._kind = ""  # of the open item: "", "reasoning", "text" or "call <index>"
         self._open: OpenItem | None = None
         self._sequence_number = 0
@@ -129,12 +128,12 @@ class ResponseAnswer:
         return event(part, name=part.type)
 
 
-def first_reply(model: str, request: wire.ResponseRequest, tools: Sequence[AnyTool]) -> wire.ResponseReply:
+def first_reply(exchange: Exchange, request: wire.ResponseRequest, tools: Sequence[AnyTool]) -> wire.ResponseReply:
     """The reply before anything is written: what was asked, repeated."""
     return wire.ResponseReply(
-        id=new_id("resp_"),
+        id=exchange.answer_id("resp_"),
         created_at=int(time.time()),
-        model=model,
+        model=exchange.model,
         status="in_progress",
         output=[],
         tools=list(tools),

@@ -33,7 +33,7 @@ from atlas.types import Run
 
 STATUSES = (400, 401, 403, 404, 409, 413, 415, 429, 503)
 READING = (400, 401, 403, 404, 503)
-IDEMPOTENCY_KEY = b"idempotency-key"
+IDEMPOTENCY_KEY = "idempotency-key"
 Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 Since = Annotated[str | None, QueryParameter(description="ISO 8601; tasks that were submitted then or later")]
 StateAsked = Annotated[TaskState | None, QueryParameter(name="state")]  # Litestar has `state` for itself
@@ -56,7 +56,7 @@ async def submit_task(
     exchange = exchange_of(request)
     priority = task_priority(exchange, data.priority)
     wanted = await checked_request(exchange, data)
-    task, is_new = await submit(exchange, wanted, priority=priority, idempotency_key=exchange.header(IDEMPOTENCY_KEY))
+    task, is_new = await submit(exchange, wanted, priority=priority, idempotency_key=exchange.headers.get(IDEMPOTENCY_KEY, ""))
     headers = {"location": f"/v1/tasks/{task.id}", "x-atlas-task-id": task.id}
     if data.stream:
         answer = event_stream(exchange, task, is_full=full)

@@ -44,7 +44,7 @@ async def task_events(
 ) -> Stream | Response[None]:
     exchange = exchange_of(request)
     task = await own_task(exchange, task_id)
-    last = last_number(exchange.header(b"last-event-id") or after)
+    last = last_number(exchange.headers.get("last-event-id", "") or after)
     if last >= LAST_NUMBER:
         return Response(None, status_code=204)  # which is how a browser's EventSource is told to stop
     if not task.is_closed and (trouble := journal_of(exchange).trouble):

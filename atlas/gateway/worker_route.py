@@ -27,7 +27,7 @@ async def connect_worker(request: HTTPRequest) -> Response[None]:
         BadRequest: whoever asks is no worker.
     """
     exchange = exchange_of(request)
-    key, version = exchange.header(b"sec-websocket-key"), exchange.header(b"sec-websocket-version")
+    key, version = (exchange.headers.get(f"sec-websocket-{name}", "") for name in ("key", "version"))
     extensions: Any = request.scope.get("extensions") or {}
     take_over = extensions.get(TAKE_OVER)
     if take_over is None or not key or version != "13":

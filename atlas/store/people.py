@@ -46,9 +46,7 @@ class People:
 
     def owner(self) -> User:
         """The owner there has been longest: whose the first key is, and whose account set-up completes."""
-        everybody = [account.user for account in list(self._accounts.values())]
-        owners = [user for user in everybody if user.role == "owner" and user.disabled_at is None]
-        return owners[0] if len(owners) == 1 else min(owners, key=lambda user: user.created_at)
+        return self._owner
 
     def users(self) -> list[User]:
         """Everybody, oldest first, disabled ones included."""
@@ -171,6 +169,8 @@ class People:
         return account.user
 
     def _index(self) -> None:
+        owners = (user for user in self.users() if user.role == "owner" and user.disabled_at is None)
+        self._owner = next(owners)
         named = {rules.login_key(user.username): user.id for user in self.users() if user.username}
         self._logins = named | {rules.login_key(user.email): user.id for user in self.users() if user.email}
 

@@ -58,14 +58,12 @@ class Written(Generic[T]):
 
     def set_result(self, result: T) -> None:
         self._result = result
-        self._end()
+        self._is_done = True  # before looking: whoever comes later looks for themselves
+        self._call()
 
     def set_exception(self, error: BaseException) -> None:
         self._error = error
-        self._end()
-
-    def _end(self) -> None:
-        self._is_done = True  # before looking: whoever comes later looks for themselves
+        self._is_done = True
         self._call()
 
     def _call(self) -> None:

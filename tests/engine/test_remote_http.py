@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from atlas.engine import http1
 from atlas.engine.remote import RemoteEngine
 from atlas.errors import BadRequest, EngineUnavailable, UpstreamFailed
 from atlas.types import Message, Prompt, Tool
@@ -35,14 +37,15 @@ class Keeper:
         for _ in range(self.patience):
             try:
                 head = await reader.readuntil(b"\r\n\r\n")
-            except asyncio.IncompleteReadError:
+            except (asyncio.IncompleteReadError, ConnectionError):
                 break
             length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
             await reader.readexactly(length)
             self.num_requests += 1
             self.largest_body = max(self.largest_body, length)
             writer.write(self.reply)
-        await reader.read(1)  # the next request has begun, or the client has gone
+        with contextlib.suppress(ConnectionError):
+            await reader.read(1)  # the next request has begun, or the client has gone
         writer.close()
         self.num_open -= 1
 
@@ -82,11 +85,13 @@ async def test_a_connection_serves_one_request_after_another() -> None:
             await engine.close()
 
 
-async def test_a_connection_that_the_peer_closed_meanwhile_is_replaced() -> None:
-    async with keeping(chunked(HELLO), patience=1) as keeper:
+@pytest.mark.parametrize("is_whole", [False, True])
+async def test_a_connection_that_the_peer_closed_meanwhile_is_replaced(is_whole: bool) -> None:
+    reply = as_json(whole(content="Hello")) if is_whole else chunked(HELLO)
+    async with keeping(reply, patience=1) as keeper:
         engine = RemoteEngine(keeper.url, model="m")
         for _ in range(3):
-            assert (await answer(engine, ask())).text == "Hello"
+            assert (await answer(engine, ask(whole=is_whole))).text == "Hello"
             await until(lambda: engine.stats().num_running == 0)
         assert (keeper.num_requests, keeper.num_connections) == (3, 3)
         await engine.close()
@@ -162,6 +167,95 @@ async def test_a_whole_answer_fails_its_group_and_can_be_given_up() -> None:
             assert [generation.finish_reason for generation in await asyncio.wait_for(group.all(), 30)] == ["abort"]
         await until(lambda: peer.num_hung_up == 2)
         await engine.close()
+
+
+async def test_a_long_reply_that_is_wanted_whole_is_taken_in_as_it_comes() -> None:
+    async with keeping(as_json(whole(content="x" * 2_000_000))) as keeper:
+        engine = RemoteEngine(keeper.url, model="m")
+        for _ in range(2):  # with a new connection, and with the same
+            assert len((await asyncio.wait_for(answer(engine, ask(whole=True)), 30)).text) == 2_000_000
+        await engine.close()
+    vectors = [{"index": index, "embedding": [0.5] * 4096} for index in range(100)]
+    async with keeping(as_json(json.dumps({"data": vectors, "usage": {"prompt_tokens": 1}}).encode())) as keeper:
+        engine = RemoteEngine(keeper.url, model="m")
+        assert len((await asyncio.wait_for(engine.embed(["x"] * 100), 30)).vectors) == 100
+        await engine.close()
+
+
+async def test_a_reply_without_end_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "WHOLE_LIMIT_BYTES", 1_000_000)
+    async with keeping(as_json(whole(content="x" * 4_000_000))) as keeper:
+        engine = RemoteEngine(keeper.url, model="m")
+        with pytest.raises(UpstreamFailed, match="more than 1000000 bytes"):
+            await answer(engine, ask(whole=True))
+        await engine.close()
+
+
+@asynccontextmanager
+async def kept(*later: bytes | None) -> AsyncIterator[tuple[RemoteEngine, list[int]]]:
+    """An engine with a free connection, on which requests are met with these; None is silence, and a half reply an end.
+
+    With the numbers of the requests that were hung up on.
+    """
+    replies = [as_json(whole(content="Hello")), *later]
+    hung_up: list[int] = []
+    num_open = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_open
+        num_open += 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            for number, reply in enumerate(replies):
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]))
+                if reply is None:
+                    await reader.read()
+                    hung_up.append(number)
+                    break
+                writer.write(reply)
+        writer.close()
+        num_open -= 1
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        engine = RemoteEngine(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", model="m")
+        assert (await answer(engine, ask(whole=True))).text == "Hello"
+        yield engine, hung_up
+        await until(lambda: engine.stats().num_running == 0)
+        await engine.close()
+        await until(lambda: num_open == 0)
+
+
+async def test_a_whole_answer_on_a_free_connection_can_be_given_up() -> None:
+    async with kept(None) as (engine, hung_up):
+        group = await engine.submit(ask(whole=True))
+        group.cancel()
+        assert [generation.finish_reason for generation in await asyncio.wait_for(group.all(), 30)] == ["abort"]
+        await until(lambda hung_up=hung_up: hung_up == [1])
+    async with kept(None) as (engine, hung_up):
+        late = await engine.submit(ask(whole=True, deadline_s=0.2))
+        assert [generation.finish_reason for generation in await asyncio.wait_for(late.all(), 30)] == ["abort"]
+        await until(lambda hung_up=hung_up: hung_up == [1])
+    async with kept(None) as (engine, hung_up):
+        last = await engine.submit(ask(whole=True))
+        await asyncio.sleep(0.05)
+        await engine.close()
+        assert [generation.finish_reason for generation in await asyncio.wait_for(last.all(), 30)] == ["abort"]
+        await until(lambda hung_up=hung_up: hung_up == [1])
+
+
+async def test_a_whole_answer_on_a_free_connection_is_refused_or_breaks_off() -> None:
+    refusal = error("n is odd")[0]
+    assert isinstance(refusal, bytes)
+    refused = b"HTTP/1.1 400 X\r\ncontent-length: %d\r\n\r\n" % len(refusal) + refusal
+    async with kept(refused, as_json(whole(content="Hello")), b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\nhalf") as (
+        engine,
+        _,
+    ):
+        with pytest.raises(BadRequest, match="n is odd"):
+            await answer(engine, ask(whole=True))
+        assert (await answer(engine, ask(whole=True))).text == "Hello"
+        with pytest.raises(UpstreamFailed, match="broke off"):
+            await answer(engine, ask(whole=True))
 
 
 async def test_the_last_candidate_is_handed_on_when_all_counts_are_final() -> None:
