@@ -85,7 +85,7 @@ async def serve(launch: Launch, engine_factory: EngineFactory) -> int:
         stack.push_async_callback(serving.sandbox.close)
         tasks = [
             asyncio.create_task(load(serving, server)),
-            asyncio.create_task(keep_house(store, journal)),
+            asyncio.create_task(keep_house(serving)),
             asyncio.create_task(reconcile(journal)),
             asyncio.create_task(start_sandbox(serving)),
             asyncio.create_task(keep_workers(serving, server, draining)),
@@ -142,6 +142,7 @@ def web_app(serving: Serving, draining: asyncio.Event) -> Any:  # a Litestar app
         store=serving.store,
         live=serving.live,
         journal=serving.journal,
+        responses=serving.responses,
         settings=settings,
         server=settings.server,
         auth=settings.auth,
@@ -247,13 +248,14 @@ def reload_settings(serving: Serving) -> None:
     log.info("settings.reloaded", changed=changed)
 
 
-async def keep_house(store: Store, journal: Journal | None) -> None:
-    """Forget single requests and tasks that are older than the settings say, hour by hour."""
+async def keep_house(serving: Serving) -> None:
+    """Forget single requests, tasks and answers that are older than the settings say, hour by hour."""
     while True:
         try:
-            await asyncio.to_thread(store.usage.prune, time.time())
-            if journal is not None:
-                await journal.prune()
+            await asyncio.to_thread(serving.responses.prune)
+            await asyncio.to_thread(serving.store.usage.prune, time.time())
+            if serving.journal is not None:
+                await serving.journal.prune()
         except AtlasError as error:
             log.warning("ledger.not_pruned", reason=error.message)  # it cannot be written; /readyz says so as well
         await asyncio.sleep(PRUNE_EVERY_S)

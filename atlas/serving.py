@@ -21,7 +21,7 @@ from atlas.gateway import ModelInfo, Readiness, WorkerWatch
 from atlas.launch import Launch, ModelChoice
 from atlas.sandbox import Sandbox
 from atlas.settings import EngineSettings, sources_of
-from atlas.store import OPERATIONS, Change, Journal, Live, Store, run_operation, write_backup
+from atlas.store import OPERATIONS, Change, Journal, KeptResponses, Live, Store, run_operation, write_backup
 
 log = structlog.get_logger("atlas.app")
 
@@ -30,6 +30,12 @@ EngineFactory = Callable[[Launch], Awaitable[Engine]]
 
 REGISTRY_AGE_S = 1.0
 SOCKET_PATH_BYTES = 107  # unix(7)
+
+
+def kept_responses(launch: Launch) -> KeptResponses:
+    settings = launch.settings.responses
+    folder = Path(launch.data_dir) / "blobs" / "responses"
+    return KeptResponses(folder, keep_s=settings.keep_s, limit_bytes=settings.keep_mb * 1024 * 1024)
 
 
 class Serving:
@@ -49,6 +55,7 @@ class Serving:
         self.store = store
         self.live = live
         self.journal = journal
+        self.responses = kept_responses(launch)
         self.workers = WorkerWatch()
         self.worker_socket = held_directory(launch).path / "workers.sock" if journal else None
         self.registry = ModelRegistry(Path(launch.data_dir) / "models")

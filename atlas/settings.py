@@ -236,6 +236,13 @@ class TaskSettings(Section, frozen=True, kw_only=True):
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.6
 
 
+class ResponseSettings(Section, frozen=True, kw_only=True):
+    """Answers of /v1/responses that are kept, to be gone on from."""
+
+    keep_s: Annotated[float, msgspec.Meta(ge=0)] = 30 * 86400.0
+    keep_mb: Positive = 1024
+
+
 class AnthropicSettings(Section, frozen=True, kw_only=True):
     """The Anthropic dialect."""
 
@@ -264,6 +271,7 @@ class Settings(Section, frozen=True, kw_only=True):
     fallback: FallbackSettings = FallbackSettings()
     sandbox: SandboxSettings = SandboxSettings()
     tasks: TaskSettings = TaskSettings()
+    responses: ResponseSettings = ResponseSettings()
     anthropic: AnthropicSettings = AnthropicSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -25,7 +25,7 @@ from atlas.settings import (
     ServerSettings,
     Settings,
 )
-from atlas.store import Journal, Live, Store
+from atlas.store import Journal, KeptResponses, Live, Store
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +75,7 @@ class GatewayDeps:
             `server.drain_timeout_s`, then end with an error event. The HTTP server should wait about a second longer.
         live: limits and budgets; None where nothing is limited (auth.mode = "off", tests).
         journal: of tasks; None where there is no Redis (tests).
+        responses: answers that are kept; None where none are (tests).
         limits: prices, and the size of a slice.
         settings: everything, for what is derived from it.
         hashing: as many passwords are hashed at a time; more would fill the pool of threads.
@@ -96,6 +97,7 @@ class GatewayDeps:
     store: Store
     live: Live | None = None
     journal: Journal | None = None
+    responses: KeptResponses | None = None
     limits: LimitSettings = field(default_factory=LimitSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     settings: Settings = field(default_factory=Settings)

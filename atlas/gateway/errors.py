@@ -67,6 +67,12 @@ class RequestAborted(AtlasError):
     type = "permission_error"
 
 
+class PreviousResponseNotFound(BadRequest):
+    """The answer that a request goes on from is not kept; OpenAI's code."""
+
+    code = "previous_response_not_found"
+
+
 class HostNotAllowed(BadRequest):
     """The Host header names a machine we do not answer for."""
 

@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's Responses API, without a memory of its own: every request carries its whole conversation."""
+"""POST /v1/responses: OpenAI's Responses API. A request carries its conversation, or goes on from an answer that is kept."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from atlas.gateway.models import choose_chat
 from atlas.gateway.openapi import StreamingOperation, replies
 from atlas.gateway.responses_convert import AnyTool, read_tools, response_prompt
 from atlas.gateway.responses_items import OpenItem, OpenMessage, OpenReasoning, open_call, to_output
+from atlas.gateway.responses_kept import Items, conversation, keep, keeper
 from atlas.gateway.sse import EventStream, event
 from atlas.types import Delta, Generation, ToolCallDelta
 
@@ -29,7 +30,7 @@ from atlas.types import Delta, Generation, ToolCallDelta
     status_code=200,
     opt={"access": "chat"},
     tags=["responses"],
-    summary="Answer a conversation; nothing is stored",
+    summary="Answer a conversation, or go on from an answer",
     responses=replies(wire.ResponseReply),
     operation_class=StreamingOperation,
 )
@@ -37,29 +38,32 @@ async def responses(request: HTTPRequest, data: JSONBody[wire.ResponseRequest]) 
     exchange = exchange_of(request)
     engine, is_proved = choose_chat(exchange, data.model)
     tools = read_tools(data)
-    prompt = response_prompt(data, tools, engine.capabilities, owner=exchange.owner)
+    before, added = await conversation(exchange, data)
+    prompt = response_prompt(data, tools, engine.capabilities, owner=exchange.owner, before=before, added=added)
     await begin(exchange, engine, prompt, is_proved=is_proved, is_streamed=bool(data.stream))
-    answer = ResponseAnswer(exchange, data, tools)
+    answer = ResponseAnswer(exchange, data, tools, items=[*before, *added])
     if data.stream:
         return EventStream(exchange, guarded(exchange, answer.events(), render=answer.failure))
     [[generation]] = await finished(request, exchange)
-    return answer.whole(generation)
+    return await answer.whole(generation)
 
 
 class ResponseAnswer:
     """One answer under construction: its items open and close one after the other, each with its own index."""
 
-    def __init__(self, exchange: Exchange, request: wire.ResponseRequest, tools: Sequence[AnyTool]) -> None:
+    def __init__(self, exchange: Exchange, request: wire.ResponseRequest, tools: Sequence[AnyTool], *, items: Items) -> None:
         self.exchange = exchange
+        self._items = items  # the conversation that it answers
         self._custom = frozenset(tool.name for tool in tools if isinstance(tool, wire.CustomTool))
         self._reply = first_reply(exchange, request, tools)
         self._kind = ""  # of the open item: "", "reasoning", "text" or "call <index>"
         self._open: OpenItem | None = None
         self._sequence_number = 0
 
-    def whole(self, generation: Generation) -> wire.ResponseReply:
+    async def whole(self, generation: Generation) -> wire.ResponseReply:
         self._reply.output = to_output(generation, custom=self._custom)
         self._close(generation)
+        await keep(self.exchange, self._items, self._reply)
         return self._reply
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -70,10 +74,12 @@ class ResponseAnswer:
                 yield self._sent(part)
         for part in self._end(self.exchange.generations[0]):
             yield self._sent(part)
+        await keep(self.exchange, self._items, self._reply)
+        yield self._sent(wire.ResponseEvent(type=f"response.{self._reply.status}", response=self._reply))
 
     def failure(self, error: AtlasError) -> bytes:
         """The last event of a stream that failed."""
-        self._reply.status = "failed"
+        self._reply.status, self._reply.store = "failed", False
         self._reply.error = wire.ResponseError(code=error.code, message=error.message)
         return self._sent(wire.ResponseEvent(type="response.failed", response=self._reply))
 
@@ -111,7 +117,6 @@ class ResponseAnswer:
             yield from self._write("text", "")  # an empty answer is a message as well
         yield from self._leave("incomplete" if generation.finish_reason == "length" else "completed")
         self._close(generation)
-        yield wire.ResponseEvent(type=f"response.{self._reply.status}", response=self._reply)
 
     def _close(self, generation: Generation) -> None:
         self._reply.status = "completed"
@@ -146,6 +151,8 @@ def first_reply(exchange: Exchange, request: wire.ResponseRequest, tools: Sequen
         max_output_tokens=request.max_output_tokens,
         temperature=request.temperature,
         top_p=request.top_p,
+        previous_response_id=request.previous_response_id or None,
+        store=request.store is not False and keeper(exchange) is not None,
     )
 
 

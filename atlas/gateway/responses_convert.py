@@ -24,14 +24,22 @@ CUSTOM_SCHEMA = {
 }
 # What these stand for lies on OpenAI's machines, and the answer would be given without it.
 REFUSED_ITEMS = {
-    "item_reference": "nothing is stored here; send the item itself",
+    "item_reference": "send the item itself, or name the answer that it was part of in previous_response_id",
     "compaction": "its content is encrypted; send the items it stands for",
     "compaction_summary": "its content is encrypted; send the items it stands for",
 }
 
 
-def response_prompt(request: wire.ResponseRequest, tools: Sequence[AnyTool], capabilities: Capabilities, *, owner: str) -> Prompt:
-    """The prompt a request asks for; `tools` are those `read_tools` found in it.
+def response_prompt(
+    request: wire.ResponseRequest,
+    tools: Sequence[AnyTool],
+    capabilities: Capabilities,
+    *,
+    owner: str,
+    before: Sequence[dict[str, Any]] = (),
+    added: Sequence[dict[str, Any]],
+) -> Prompt:
+    """The prompt a request asks for: its items, `added`, after those `before`, with the tools that `read_tools` found in it.
 
     Raises:
         BadRequest: fields contradict each other.
@@ -42,7 +50,7 @@ def response_prompt(request: wire.ResponseRequest, tools: Sequence[AnyTool], cap
     thinking, budget = to_thinking(request.reasoning, capabilities)
     return Prompt(
         model=capabilities.model,
-        messages=to_messages(request),
+        messages=to_messages(request.instructions, before, added),
         sampling=(Sampling(temperature=request.temperature, top_p=request.top_p),),
         max_tokens=request.max_output_tokens,
         tools=tuple(allowed),
@@ -58,14 +66,14 @@ def response_prompt(request: wire.ResponseRequest, tools: Sequence[AnyTool], cap
 # -- input --
 
 
-def to_messages(request: wire.ResponseRequest) -> tuple[Message, ...]:
+def to_messages(
+    instructions: str | None, before: Sequence[dict[str, Any]], added: Sequence[dict[str, Any]]
+) -> tuple[Message, ...]:
     """The conversation: instructions first, and an assistant's reasoning, words and calls as one turn."""
-    given: Sequence[dict[str, Any]] = (
-        [{"role": "user", "content": request.input}] if isinstance(request.input, str) else request.input
-    )
-    turns: list[Message] = [Message(role="system", content=request.instructions)] if request.instructions else []
+    given = [*before, *added]
+    turns: list[Message] = [Message(role="system", content=instructions)] if instructions else []
     for i, item in enumerate(given):
-        for message in _message(item, f"input[{i}]"):
+        for message in _message(item, f"input[{i - len(before)}]" if i >= len(before) else "previous_response_id"):
             if turns and _joins(turns, message):
                 turns[-1] = _joined(turns[-1], message)
             else:

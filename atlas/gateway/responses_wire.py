@@ -132,9 +132,10 @@ class ResponseRequest(Wire):
     text: TextOptions | None = None
     reasoning: Reasoning | None = None
     metadata: dict[str, str] | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
     background: NotSupported = None
     conversation: NotSupported = None
-    previous_response_id: NotSupported = None
     prompt: NotSupported = None
     top_logprobs: NotSupported = None
 
@@ -215,7 +216,7 @@ class IncompleteDetails(Wire):
 
 
 class ResponseReply(Wire):
-    """What was asked is repeated in it; `store` is false whatever was asked: nothing is kept."""
+    """What was asked is repeated in it; `store` says whether it is kept."""
 
     id: str
     created_at: int
@@ -236,11 +237,17 @@ class ResponseReply(Wire):
     incomplete_details: IncompleteDetails | None = None
     usage: ResponseUsage | None = None
     atlas: AtlasObject | UnsetType = UNSET  # ours: of model `atlas` only
-    previous_response_id: None = None
+    previous_response_id: str | None = None
     background: Literal[False] = False
-    store: Literal[False] = False
+    store: bool = False
     truncation: Literal["disabled"] = "disabled"
     object: Literal["response"] = "response"
+
+
+class ResponseDeleted(Wire):
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
 
 
 # -- events of a stream --

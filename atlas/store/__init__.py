@@ -33,6 +33,7 @@ from atlas.store.live import Live, open_live
 from atlas.store.live_values import Ask, Budget, Counts, Grant, Remaining, Window
 from atlas.store.operations import OPERATIONS, run_operation
 from atlas.store.reports import Reservation, Spent, UsageTotal
+from atlas.store.responses import KeptResponse, KeptResponses
 from atlas.store.rules import DEFAULT_SCOPES
 from atlas.store.sessions import OpenedSession, Session
 from atlas.store.store import Store, open_store
@@ -53,6 +54,8 @@ __all__ = [
     "Grant",
     "Invitation",
     "Journal",
+    "KeptResponse",
+    "KeptResponses",
     "KeyInfo",
     "Lease",
     "Live",

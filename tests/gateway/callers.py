@@ -101,12 +101,17 @@ class Callers:
         if name == "session_id":
             return self.store.sessions.open(member, source="", user_agent="").session.id
         if name == "task_id":
-            task = {"task": "Write f(x).", "tests": "assert f(1) == 2"}
-            made_task: str = httpx.post(f"{self.url}/v1/tasks", json=task, headers=self.member(), timeout=20).json()["id"]
-            return made_task
+            return self._made("/v1/tasks", task="Write f(x).", tests="assert f(1) == 2")
+        if name == "response_id":
+            return self._made("/v1/responses", model="scripted", input="hi")
         if name == "invitation_id":
             return self.store.accounts.invite(actor=self.people.owner.id).id
         return member.id if name == "user_id" else FIXED[name]
+
+    def _made(self, path: str, **body: str) -> str:
+        """The id of what such a request of the member's makes."""
+        made: str = httpx.post(self.url + path, json=body, headers=self.member(), timeout=20).json()["id"]
+        return made
 
 
 FIXED = {

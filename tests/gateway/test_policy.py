@@ -21,6 +21,7 @@ from atlas.gateway import GatewayDeps, check_readiness, create_app
 from atlas.gateway.policy import handlers_of
 from atlas.log import RECENT
 from atlas.settings import Settings
+from atlas.store import KeptResponses
 from tests.gateway.callers import Callers
 from tests.gateway.conftest import MODEL, deps_of, new_store, serving
 from tests.gateway.metered import redis
@@ -61,7 +62,8 @@ def callers(redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("policy") / "data"
     store = new_store(folder)
     journal = new_journal(store, redis, folder)
-    deps = deps_of(ScriptedEngine(["Hello world!"], model=MODEL), store=store, journal=journal)
+    responses = KeptResponses(folder / "blobs/responses", keep_s=60.0, limit_bytes=10**6)
+    deps = deps_of(ScriptedEngine(["Hello world!"], model=MODEL), store=store, journal=journal, responses=responses)
     with serving(deps, extra_routes=pages(deps)) as server, opened(journal, server):
         yield Callers(store, settle(store), server.url, (folder / "secrets" / "jwt").read_bytes())
     store.close()

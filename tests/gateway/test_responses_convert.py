@@ -221,7 +221,6 @@ def test_structured_output_reaches_the_engine() -> None:
 @pytest.mark.parametrize(
     ("body", "word"),
     [
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": {"id": "conv_1"}}, "conversation"),
         ({"background": True}, "background"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
