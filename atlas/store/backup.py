@@ -68,7 +68,8 @@ def write_backup(directory: DataDirectory, target: Path, *, ledger_url: str = ""
         with _create(target, partial) as archive, tempfile.TemporaryDirectory() as scratch:
             files: dict[str, str] = {}
             for name, path in _members(directory, Path(scratch), ledger_url, live_url):
-                files[name] = _add(archive, name, path)
+                with _may_be_gone(name):
+                    files[name] = _add(archive, name, path)
             kind = "postgresql" if ledger_url else "sqlite"
             manifest = Manifest(version=__version__, created_at=time.time(), ledger=kind, files=files)
             _add_bytes(archive, MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
@@ -188,6 +189,16 @@ def _create(target: Path, partial: Path) -> Iterator[tarfile.TarFile]:
             yield archive
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _may_be_gone(name: str) -> Iterator[None]:
+    """A blob of an answer may be taken back between being listed and being opened."""
+    try:
+        yield
+    except FileNotFoundError:
+        if not name.startswith(f"{BLOBS}/"):
+            raise
 
 
 def _add(archive: tarfile.TarFile, name: str, path: Path) -> str:

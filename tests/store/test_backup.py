@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sqlite3
 import tarfile
 import threading
 from pathlib import Path
@@ -88,6 +89,28 @@ def test_a_backup_made_while_keys_are_minted_is_one_moments_view(
     assert set(kept) <= noted
     copy.close()
     target.release()
+
+
+def test_blobs_that_come_and_go_meanwhile_spoil_no_backup(directory: DataDirectory, tmp_path: Path) -> None:
+    folder, stop = directory.path / "blobs/responses", threading.Event()
+    folder.mkdir(parents=True)
+    sqlite3.connect(directory.ledger).close()
+
+    def churn() -> None:
+        while not stop.is_set():
+            for number in range(20):
+                (folder / str(number)).write_bytes(b"x")
+            for path in folder.iterdir():
+                path.unlink()
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for number in range(100):
+            write_backup(directory, tmp_path / f"{number}.tar")
+    finally:
+        stop.set()
+        thread.join()
 
 
 def backup_of(directory: DataDirectory, path: Path) -> Path:
