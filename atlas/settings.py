@@ -137,6 +137,7 @@ class EngineSettings(Section, frozen=True, kw_only=True):
     prefix_folder: str = ""
     max_waiting: Positive = 256
     max_tokens: Positive = 4096
+    prefill_step_ms: Annotated[float, msgspec.Meta(gt=0)] = 1000.0
     prefill_chunk_tokens: Annotated[int, msgspec.Meta(ge=16, le=2048)] = 256
     threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1

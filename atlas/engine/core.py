@@ -22,6 +22,7 @@ from atlas.engine.gain import RowCosts
 from atlas.engine.group import Group
 from atlas.engine.host_cache import Entry
 from atlas.engine.mailbox import Mailbox
+from atlas.engine.pace import Pace
 from atlas.engine.race import width
 from atlas.engine.runner import Model, Runner
 from atlas.engine.scheduler import Scheduler
@@ -81,6 +82,7 @@ class Core:
         max_running: int,
         max_cached: int,
         chunk_tokens: int,
+        prefill_step_s: float,
         host_tokens: int,
         splits_steps: bool,
         costs: RowCosts,
@@ -89,11 +91,12 @@ class Core:
     ) -> None:
         self._model, self._runner, self._model_id = model, runner, model_id
         self._loop, self._mailbox = loop, Mailbox(loop)
+        self._pace = Pace(costs, most_tokens=chunk_tokens, step_s=prefill_step_s)
         self._scheduler = Scheduler(
             runner,
             max_running=max_running,
             max_cached=max_cached,
-            chunk_tokens=chunk_tokens,
+            pace=self._pace,
             host_tokens=host_tokens,
             splits_steps=splits_steps,
         )
@@ -277,7 +280,9 @@ class Core:
         for sequence, step in self._computer.compute(plan):
             self._book(sequence, step)
         ended = time.perf_counter()
-        if not plan.prefill:
+        if plan.prefill:
+            self._pace.note(sum(len(part.tokens) for part in plan.prefill), rows=len(plan.decode), seconds=ended - drafted)
+        else:
             self._costs.note(sum(1 + len(part.draft) for part in plan.decode), ended - drafted)
         self._steps += 1
         self._step_s += ended - started

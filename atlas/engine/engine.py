@@ -114,6 +114,7 @@ class LlamaEngine:
             max_running=settings.max_sequences,
             max_cached=settings.cached_sequences,
             chunk_tokens=settings.prefill_chunk_tokens,
+            prefill_step_s=settings.prefill_step_ms / 1000,
             splits_steps=not has_gpu_layers(settings),
             costs=costs,
             speculator=speculator,

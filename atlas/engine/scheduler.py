@@ -1,9 +1,9 @@
 """Which sequences run, which wait, and whose cells give way.
 
-Every step takes all decoding sequences (one row each), then prefill rows, oldest prompt first, up to a bounded chunk. When cells
-run out, finished prefixes give way first (least recently used), then the youngest running sequence is preempted: it keeps its
-tokens, loses its cells, and goes on later. So no sequence ever fails because of another. What loses its cells is copied to the
-host's memory if there is room (`host_cache.py`), and copied back for the next prompt that begins alike.
+Every step takes all decoding sequences (one row each), then prefill rows, oldest prompt first, as many as `pace.py` allows. When
+cells run out, finished prefixes give way first (least recently used), then the youngest running sequence is preempted: it keeps
+its tokens, loses its cells, and goes on later. So no sequence ever fails because of another. What loses its cells is copied to
+the host's memory if there is room (`host_cache.py`), and copied back for the next prompt that begins alike.
 
 A parked sequence (its job allows it no more tokens for now) gets no rows. It keeps its place and cells until somebody waits for
 them: then it is set aside, its cells become a prefix like a finished one's, and it queues again, in its old turn, when it may go
@@ -21,6 +21,7 @@ from itertools import count
 from typing import NamedTuple
 
 from atlas.engine.host_cache import Entry, HostCache
+from atlas.engine.pace import Pace
 from atlas.engine.plan import Draft, Part, Plan
 from atlas.engine.radix import Match, PrefixTree
 from atlas.engine.reuse import AnyPrefix, Position, Reuse, WholeState
@@ -48,6 +49,7 @@ class Scheduler:
     """Owned by the engine thread; the only one that gives out sequence ids and cells.
 
     Args:
+        pace: how much of prompts a step may have beside running answers.
         splits_steps: a step takes as long as all its rows (a CPU), so that a prompt's last rows are better off alone; where it
             takes as long as reading the weights (a GPU), they go with the others.
     """
@@ -58,7 +60,7 @@ class Scheduler:
         *,
         max_running: int,
         max_cached: int,
-        chunk_tokens: int,
+        pace: Pace,
         host_tokens: int,
         splits_steps: bool,
     ) -> None:
@@ -67,7 +69,7 @@ class Scheduler:
         self._carried_rows = CARRIED_ROWS_IF_SAVED if host_tokens else CARRIED_ROWS
         self._max_running = max_running
         self._max_cached = max_cached
-        self._chunk_tokens = chunk_tokens
+        self._pace = pace
         self._tree = PrefixTree()
         self._reuse: Reuse = (AnyPrefix if runner.model.can_drop_tails else WholeState)(self._tree, self._host)
         self._free_ids = list(range(runner.num_sequences))
@@ -152,7 +154,7 @@ class Scheduler:
         decode = [Part(s, s.num_held, s.to_feed, True) for s in self._decoding(key)]
         self._drop_stale()
         limit = self._runner.batch.capacity - len(decode)
-        budget = limit if is_alone and not decode else min(limit, self._chunk_tokens)
+        budget = limit if is_alone and not decode else min(limit, self._pace.tokens(len(decode)))
         prefill = self._prefill_parts(key, budget, reserved=len(decode))
         if not self._is_better_apart(key, decode, prefill):
             self._were_apart.discard(key)
