@@ -44,7 +44,7 @@ class Leg:
     def start(self, totals: dict[str, int], deadline: float | None, on_end: Callable[[], None]) -> None:
         """Read in the background until `deadline`, in the loop's time; what it cost is added to `totals`.
 
-        A whole answer needs no task for that where a connection is free: those cost a gateway's request a tenth.
+        A whole answer needs no task for that where a connection is free.
         """
         self._totals, self._on_end = totals, on_end
         if deadline is not None:
