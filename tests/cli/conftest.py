@@ -37,6 +37,14 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def arguments_of(pid: int) -> list[bytes]:
+    """Of its command line; none of a process that has ended meanwhile."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def clean_environment(**extra: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ATLAS_", "SCRIPTED_"))}
     return {**kept, "PYTHONPATH": str(Path(__file__).parents[2]), **extra}

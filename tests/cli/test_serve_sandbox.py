@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.cli.conftest import RunningServer, children, run_cli, wait_for
+from tests.cli.conftest import RunningServer, arguments_of, children, run_cli, wait_for
 
 Launcher = Callable[..., RunningServer]
 TESTS = "from solution import add\n\ndef test_add():\n    assert add(1, 2) == 3\n"
@@ -26,7 +26,7 @@ def is_sandboxed(server: RunningServer) -> bool:
 
 def pool(server: RunningServer) -> int:
     """Process of the pool, a child of the serving process."""
-    [pid] = [child for child in children(server.child) if b"atlas.sandbox.pool" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    [pid] = [child for child in children(server.child) if b"atlas.sandbox.pool" in arguments_of(child)]
     return pid
 
 

@@ -21,7 +21,7 @@ from atlas import control
 from atlas.directory import DataDirectory
 from atlas.settings import LedgerSettings
 from atlas.store import open_store
-from tests.cli.conftest import RunningServer, children, clean_environment, run_cli, wait_for
+from tests.cli.conftest import RunningServer, arguments_of, children, clean_environment, run_cli, wait_for
 
 FORBIDDEN = ("torch", "llama_cpp", "litestar", "sqlalchemy", "redis")
 
@@ -45,11 +45,7 @@ def counts(server: RunningServer) -> dict[str, Any]:
 
 def workers_of(server: RunningServer) -> list[int]:
     """Processes below the serving one that are workers."""
-    return [pid for pid in children(server.child) if b"atlas.ralph" in _arguments(pid)]
-
-
-def _arguments(pid: int) -> list[bytes]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return [pid for pid in children(server.child) if b"atlas.ralph" in arguments_of(pid)]
 
 
 def test_the_server_keeps_as_many_workers_as_it_shall(served: RunningServer) -> None:
@@ -174,7 +170,7 @@ def test_a_sandbox_that_dies_under_a_worker_of_the_server_costs_it_nothing(serve
         tests = "import time\ntime.sleep(2.0)\nassert double(4) == 8"
         task_id = http.post("/v1/tasks", json=BODY | {"tests": tests}).raise_for_status().json()["id"]
         wait_for(lambda: "atlas_sandbox_running 1.0" in http.get("/metrics").text)
-        [pool] = [pid for pid in children(served.child) if b"atlas.sandbox.pool" in _arguments(pid)]
+        [pool] = [pid for pid in children(served.child) if b"atlas.sandbox.pool" in arguments_of(pid)]
         os.kill(pool, signal.SIGKILL)
         wait_for(lambda: http.get(f"/v1/tasks/{task_id}").json()["state"] == "closed", 90)
         task = http.get(f"/v1/tasks/{task_id}").json()

@@ -24,7 +24,7 @@ from atlas.directory import DataDirectory
 from atlas.settings import LedgerSettings
 from atlas.store import Store, open_store
 from atlas.store.tables import tasks, usage_events
-from tests.cli.conftest import RunningServer, children, clean_environment, wait_for
+from tests.cli.conftest import RunningServer, arguments_of, children, clean_environment, wait_for
 from tests.cli.far_away import Proxy
 from tests.store.live.conftest import Server, binaries
 from tests.store.test_journal_stress import COUNT_CLOSINGS
@@ -70,7 +70,7 @@ class House:
     def near(self) -> list[int]:
         """Worker processes of the server."""
         with suppress(OSError, ValueError):
-            return [pid for pid in children(self.server.child) if b"atlas.ralph" in _arguments(pid)]
+            return [pid for pid in children(self.server.child) if b"atlas.ralph" in arguments_of(pid)]
         return []
 
     @contextmanager
@@ -93,10 +93,6 @@ class House:
         with suppress(subprocess.TimeoutExpired):
             self.server.process.wait(30)
         self.server.stop()
-
-
-def _arguments(pid: int) -> list[bytes]:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
 class Trouble:
