@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import cast
 
 UNREAD_LIMIT_BYTES = 256 * 1024  # of a reply that nobody reads on: then TCP holds the server back; chosen
-WHOLE_LIMIT_BYTES = 256 * 1024 * 1024  # of a reply that is wanted whole; a million numbers of embeddings are 20 MB
+WHOLE_LIMIT_BYTES = 256 * 1024 * 1024  # of a reply that is wanted whole; chosen: a million numbers of embeddings are 20 MB
 
 
 class Reply:

@@ -15,7 +15,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -113,6 +112,7 @@ class MeteredRequest:
         self._allowance = 0  # completion tokens per candidate that are paid for
         self._ticket: Ticket | None = None
         self._watchers: list[asyncio.Task[None]] = []
+        self._extending = asyncio.Lock()
         self._final: Usage | None = None
 
     # -- the way in --
@@ -385,11 +385,6 @@ class MeteredRequest:
             ttft_s=self._offset_s + min(each.first_token_s for each in timings) if timings else None,
             wall_s=time.monotonic() - self._started_s,
         )
-
-    @cached_property
-    def _extending(self) -> asyncio.Lock:
-        """Held by whoever pays for the next slice; of those whose first one is all they may have, nobody."""
-        return asyncio.Lock()
 
     @property
     def _num_running(self) -> int:

@@ -44,7 +44,7 @@ async def get_response(request: HTTPRequest, response_id: FromPath[str]) -> Resp
 )
 async def delete_response(request: HTTPRequest, response_id: FromPath[str]) -> wire.ResponseDeleted:
     exchange = exchange_of(request)
-    kept = exchange.deps.responses
+    kept = keeper(exchange)
     if kept is None or not await kept.remove(response_id, owner=exchange.owner):
         raise _unknown(response_id)
     return wire.ResponseDeleted(id=response_id)

@@ -31,6 +31,7 @@ from atlas.errors import OperatorError
 MANIFEST = "MANIFEST.json"
 SQLITE_MEMBER, POSTGRES_MEMBER = "atlas.sqlite3", "ledger.pgdump"
 LIVE, BLOBS, SECRETS, TLS = "live", "blobs", "secrets", "tls"
+ANSWERS = f"{BLOBS}/responses"
 FOLDERS = (BLOBS, SECRETS, TLS)  # in this order, after ledger and live state
 CHUNK_BYTES = 1024 * 1024
 
@@ -197,7 +198,7 @@ def _may_be_gone(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        if not name.startswith(f"{BLOBS}/"):
+        if not name.startswith(f"{ANSWERS}/"):
             raise
 
 

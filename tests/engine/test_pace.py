@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from atlas.engine import load_engine
 from atlas.engine.gain import RowCosts
 from atlas.engine.pace import LEAST_TOKENS, Pace
+from atlas.settings import EngineSettings
+from atlas.types import Prompt
+from tests import ggufs
 
 
 def pace(*, row_s: float = 0.0, token_s: float = 0.0, step_s: float = 0.2) -> Pace:
@@ -50,3 +54,19 @@ def test_a_step_that_was_faster_than_its_rows_alone_teaches_no_nonsense() -> Non
     made = pace(row_s=0.1)
     made.note(64, rows=1, seconds=0.05)
     assert made.tokens(1) == 256
+
+
+async def test_an_engine_that_misses_its_target_reads_a_long_prompt_in_small_parts() -> None:
+    """For a target that no machine reaches, the least a step may have: once it is known what a token of a prompt takes."""
+    settings = EngineSettings(threads=1, context_tokens=4096, embedder="model", prefill_step_ms=0.001)
+    engine = await load_engine(ggufs.tiny_random(), model_id="tiny", settings=settings)
+    try:
+        await (await engine.submit(Prompt(text="x" * 300, max_tokens=1))).all()
+        running = await engine.submit(Prompt(text="go", max_tokens=900))
+        await running.reached(20)  # and what a row takes
+        before = engine.stats().steps
+        await (await engine.submit(Prompt(text="y" * 3000, max_tokens=1))).all()
+        assert engine.stats().steps - before > 2 * 3000 // 256, "256 a step would be 12"
+        running.cancel()
+    finally:
+        await engine.close()

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from atlas.store.database import SQLite
 from atlas.store.ledger import GROUP_LIMIT, Ledger
 from atlas.store.tables import meta
 from atlas.store.written import Written
-from tests.store.conftest import needs_root
+from tests.store.conftest import needs_root, read_only
 from tests.store.test_usage import Held, reservation, usage
 
 
@@ -129,18 +127,6 @@ def test_a_stuck_disk_fails_the_check(store: Store, monkeypatch: pytest.MonkeyPa
 # -- faults of the file system ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], check=False, capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)  # something may look at it just now
-
-
 def fill(disk: Path) -> Path:
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
@@ -196,12 +182,8 @@ def test_a_file_system_that_turns_read_only_is_said_and_recovered_from(small_dis
     ledger = Ledger(SQLite(small_disk / "atlas.sqlite3"))
     ledger.migrate()
     ledger.database.disconnect()  # open files would keep it from being remounted
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    try:
-        with pytest.raises(LedgerUnavailable, match=r"read-?only|unable to open"):
-            ledger.write(lambda connection: connection.execute(put("lost"))).result()
-    finally:
-        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    with read_only(small_disk), pytest.raises(LedgerUnavailable, match=r"read-?only|unable to open"):
+        ledger.write(lambda connection: connection.execute(put("lost"))).result()
     ledger.write(lambda connection: connection.execute(put("kept"))).result()
     assert ledger.read(lambda connection: set(connection.scalars(sa.select(meta.c.name)))) == {"kept"}
     ledger.close()

@@ -10,7 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from atlas.errors import LedgerUnavailable
 from atlas.store import KeptResponse, KeptResponses
+from tests.store.conftest import read_only
 
 ID = "resp_" + "0" * 24
 ANSWER = KeptResponse(
@@ -75,6 +77,17 @@ async def test_a_disk_that_takes_nothing_keeps_nothing(tmp_path: Path) -> None:
     assert not await kept.keep(ID, ANSWER)
     assert await kept.find(ID, owner="u1") is None
     assert kept.prune() == 0
+
+
+async def test_a_file_system_that_turns_read_only_lets_nothing_go_and_says_so(small_disk: Path) -> None:
+    kept = kept_in(small_disk, limit_bytes=0)
+    await kept.keep(ID, ANSWER)
+    with read_only(small_disk):
+        with pytest.raises(LedgerUnavailable, match="cannot be deleted"):
+            await kept.remove(ID, owner="u1")
+        assert kept.prune() == 0
+        assert await kept.find(ID, owner="u1") == ANSWER
+    assert kept.prune() == 1
 
 
 async def test_nobody_else_on_the_machine_may_read_it(tmp_path: Path) -> None:
