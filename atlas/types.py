@@ -102,7 +102,7 @@ class Prompt(Value, frozen=True, kw_only=True):
         deadline_s: give up (finish reason "abort") this long after submission.
         allowance_tokens: each candidate stops and waits after this many tokens until its group allows more; None: no bound.
         whole: nobody follows the answer while it is made; an engine may hand on all its deltas at the end.
-        is_race: the first good candidate ends the others; an engine may begin some later if that gives a good one sooner.
+        is_race: the first good candidate ends the others; an engine may pause some if that gives a good one sooner.
     """
 
     model: str = ""
@@ -250,6 +250,7 @@ class EngineStats(Value, frozen=True, kw_only=True):
     adapter_switches: int = 0  # times that steps went over to another adapter, or to none
     drafted_tokens: int = 0  # guesses at tokens that were computed before the tokens before them were known
     accepted_tokens: int = 0  # of those, the right ones
+    shared_tokens: int = 0  # drawn from logits that another candidate of the prompt drew from too, which cost nothing more
 
 
 class AdapterInfo(Value, frozen=True, kw_only=True):

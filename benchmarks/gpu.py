@@ -133,7 +133,7 @@ class Steps:
         tokens = [(7 * i) % 90 + 33 for i in range(self._prompt_tokens)]
         for start in range(0, len(tokens), BATCH_TOKENS):
             self._batch.clear()
-            self._batch.add(0, start, tokens[start : start + BATCH_TOKENS], output=start + BATCH_TOKENS >= len(tokens))
+            self._batch.add((0,), start, tokens[start : start + BATCH_TOKENS], output=start + BATCH_TOKENS >= len(tokens))
             self._decode()
         memory = self._c.llama_get_memory(self._context)
         for row in range(1, self.rows):
@@ -146,7 +146,7 @@ class Steps:
     def step(self, tokens: Iterable[int], draw: Callable[[Any, int], list[int]]) -> list[int]:
         """Every row takes a token and gets the next one."""
         self._batch.clear()
-        self._batch.add_each(list(range(self.rows)), [self._position] * self.rows, list(tokens))
+        self._batch.add_each([(row,) for row in range(self.rows)], [self._position] * self.rows, list(tokens))
         self._decode()
         self._position += 1
         return draw(self._context, self.rows)

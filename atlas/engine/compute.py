@@ -1,8 +1,10 @@
-"""What a step computes: rows into the batch, one decode, a token from each of its outputs.
+"""What a step computes: rows into the batch, one decode, tokens from each of its outputs.
 
-A decode row may carry drafts: guesses at the tokens that follow, each in a row of its own behind it. Tokens are drawn position by
-position, with the request's own sampler, as long as what was drawn is what had been guessed; so they are the tokens that one row
-a step would have given, up to the order of float additions. What lies behind the first wrong guess is taken out of the context.
+Several candidates may share a row; each draws from its logits, with its own sampler.
+
+A decode row of one candidate may carry drafts: guesses at the tokens that follow, each in a row of its own behind it. Tokens are
+drawn position by position, as long as what was drawn is what had been guessed; so they are the tokens that one row a step would
+have given, up to the order of float additions. What lies behind the first wrong guess is taken out of the context.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Computer:
         self._scratch = Candidates()
         self._attached = 0  # key of the adapter that the context computes with
         self.num_switches = 0
-        self.num_drafted = self.num_accepted = 0
+        self.num_drafted = self.num_accepted = self.num_shared = 0
         self.decode_s = 0.0
 
     def compute(self, plan: Plan) -> list[Taken]:
@@ -80,12 +82,12 @@ class Computer:
         for depth, parts in enumerate(rounds):
             if parts:
                 batch.add_each(
-                    [_placed(part) for part in parts],
+                    [part.seq_ids for part in parts],
                     [part.start + depth for part in parts],
                     [part.draft[depth - 1] if depth else int(part.tokens[0]) for part in parts],
                 )
         for part in prefill:
-            batch.add(_placed(part), part.start, part.tokens, output=part.is_last)
+            batch.add(part.seq_ids, part.start, part.tokens, output=part.is_last)
 
     def _decode(self, *, features: bool) -> bool:
         started = time.perf_counter()
@@ -101,35 +103,45 @@ class Computer:
         states = self._runner.states() if features else None
         first = 0
         for depth, parts in enumerate(rounds):
-            rows = [row for row, part in enumerate(parts) if _is_right(part, depth)]
-            if not rows:
+            drawing = [(row, sequence) for row, part in enumerate(parts) for sequence in _right(part, depth)]
+            if not drawing:
                 break
             if states is not None:
-                _note_states([parts[row] for row in rows], states[first:][rows])
-            block = logits[first : first + len(parts)]
-            taken += self._draw([parts[row] for row in rows], block if len(rows) == len(parts) else block[rows], depth)
+                _note_states(drawing, states[first:])
+            taken += self._draw(drawing, logits[first : first + len(parts)])
+            self._accept(parts, depth)
             first += len(parts)
         return taken
 
-    def _draw(self, parts: list[Part], logits: Rows, depth: int) -> list[Taken]:
-        """A token for each; whoever has drawn what was guessed next has its cell already."""
-        wants = [part.sequence.want(row) for part, row in zip(parts, logits, strict=True)]
-        taken = []
-        for part, (choice, exact) in zip(parts, sample(logits, wants, self._scratch), strict=True):
-            step = part.sequence.take(choice, exact)
-            taken.append(Taken(part.sequence, step))
-            if depth < len(part.draft) and step.generation is None and part.sequence.last_token == part.draft[depth]:
-                self._scheduler.accepted(part.sequence)
-                self.num_accepted += 1
-        return taken
+    def _draw(self, drawing: list[tuple[int, Sequence]], logits: Rows) -> list[Taken]:
+        """A token for each, from its row."""
+        rows = [row for row, _ in drawing]
+        if not set(rows).issuperset(range(len(logits))):
+            logits, rows = logits[rows], list(range(len(rows)))  # behind some drafts nothing is to be drawn
+        wants = [sequence.want(logits[row]) for row, (_, sequence) in zip(rows, drawing, strict=True)]
+        self.num_shared += len(rows) - len(logits)
+        return [
+            Taken(sequence, sequence.take(choice, exact))
+            for (_, sequence), (choice, exact) in zip(drawing, sample(logits, wants, self._scratch, rows), strict=True)
+        ]
+
+    def _accept(self, parts: list[Part], depth: int) -> None:
+        """Whoever has drawn what was guessed next has its cell already."""
+        for part in parts:
+            if depth < len(part.draft):
+                right = tuple(s for s in _right(part, depth) if not s.is_ended and s.last_token == part.draft[depth])
+                if right:
+                    self._scheduler.accepted(right)
+                    self.num_accepted += 1
 
     def _drop_refused(self, decode: list[Part]) -> None:
         """Rows behind a wrong guess, or behind the end, leave the context."""
         for part in decode:
             if part.draft:
                 self.num_drafted += len(part.draft)
-                if part.sequence.num_held <= part.start + len(part.draft):
-                    self._runner.drop(_placed(part), part.sequence.num_held)
+                for sequence in part.sequences:
+                    if sequence.num_held <= part.start + len(part.draft):
+                        self._runner.drop(sequence.placed_at, sequence.num_held)
 
 
 def _draft_rounds(decode: list[Part]) -> list[list[Part]]:
@@ -138,18 +150,12 @@ def _draft_rounds(decode: list[Part]) -> list[list[Part]]:
     return [[part for part in decode if len(part.draft) >= depth] for depth in range(1, longest + 1)]
 
 
-def _is_right(part: Part, depth: int) -> bool:
-    """Whether all guesses up to this depth were: what is computed there follows from what was drawn."""
-    return depth == 0 or part.sequence.num_held > part.start + depth
+def _right(part: Part, depth: int) -> tuple[Sequence, ...]:
+    """Who has drawn all that was guessed up to this depth: what is computed there follows from it."""
+    return part.sequences if depth == 0 else tuple(s for s in part.sequences if s.num_held > part.start + depth)
 
 
-def _note_states(parts: list[Part], states: Rows) -> None:
-    for part, state in zip(parts, states, strict=True):
-        if part.sequence.job.prompt.features:
-            part.sequence.note_state(state)
-
-
-def _placed(part: Part) -> int:
-    """The sequence id of rows that are computed now."""
-    assert part.sequence.seq_id is not None
-    return part.sequence.seq_id
+def _note_states(drawing: list[tuple[int, Sequence]], states: Rows) -> None:
+    for row, sequence in drawing:
+        if sequence.job.prompt.features:
+            sequence.note_state(states[row])

@@ -23,7 +23,7 @@ from atlas.engine.group import Group
 from atlas.engine.host_cache import Entry
 from atlas.engine.mailbox import Mailbox
 from atlas.engine.pace import Pace
-from atlas.engine.race import width
+from atlas.engine.race import Race
 from atlas.engine.runner import Model, Runner
 from atlas.engine.scheduler import Scheduler
 from atlas.engine.sequence import Job, Sequence, Step
@@ -97,6 +97,7 @@ class Core:
             max_running=max_running,
             max_cached=max_cached,
             pace=self._pace,
+            race=Race(costs),
             host_tokens=host_tokens,
             splits_steps=splits_steps,
         )
@@ -156,6 +157,7 @@ class Core:
             adapter_switches=computer.num_switches,
             drafted_tokens=computer.num_drafted,
             accepted_tokens=computer.num_accepted,
+            shared_tokens=computer.num_shared,
         )
 
     async def remember(self, entries: list[Entry]) -> None:
@@ -228,19 +230,10 @@ class Core:
         self._prompt_tokens += len(job.tokens)
         if job.adapter is not None:
             self._scheduler.expect(job.adapter.key)
-        job.later.extend(Sequence(job, index, self._model.vocab, self._model_id) for index in range(job.prompt.n))
-        self._live[job].update(job.later)
-        self._begin(job)
-
-    def _begin(self, job: Job) -> None:
-        """Queue the candidates that are to run by now: all, but in a race that fewer win sooner."""
-        left = len(self._live[job])
-        running, wanted = left - len(job.later), left
-        if job.prompt.is_race and self._costs.is_known:
-            others = len(self._scheduler.running) - running
-            wanted = width(left, ended=job.prompt.n - left, others=max(0, others), seconds=self._costs.seconds)
-        for _ in range(min(len(job.later), wanted - running)):
-            self._scheduler.add(job.later.popleft())
+        for index in range(job.prompt.n):
+            sequence = Sequence(job, index, self._model.vocab, self._model_id)
+            self._live[job].add(sequence)
+            self._scheduler.add(sequence)
 
     def _cancel(self, message: Cancel) -> None:
         for sequence in [s for s in self._live.get(message.job, ()) if s.index in message.indices]:
@@ -276,7 +269,8 @@ class Core:
             plan = self._scheduler.with_drafts(plan, self._speculator.drafts(plan.decode, room))
         drafted = time.perf_counter()
         for part in plan.prefill:
-            self._announce(part.sequence)
+            for sequence in part.sequences:
+                self._announce(sequence)
         for sequence, step in self._computer.compute(plan):
             self._book(sequence, step)
         ended = time.perf_counter()
@@ -317,19 +311,18 @@ class Core:
         news = self._tell(job.group)
         news.deltas.append(step.delta)
         news.generations.append(step.generation)
+        job.num_ended += 1
         if job.prompt.n > 1:
             job.answers.append(sequence.answer)
-        if sequence in job.later:
-            job.later.remove(sequence)
-        elif sequence.seq_id is None:
+        if sequence.seq_id is None:
             self._scheduler.forget(sequence)
         else:
             self._scheduler.retire(sequence, keep=job.prompt.n == 1 or not job.is_kept)
             job.is_kept = True
         self._live[job].discard(sequence)
-        if job.later:
-            self._begin(job)
-        elif not self._live[job]:
+        if job.prompt.is_race:
+            self._scheduler.won_nothing(job)
+        if not self._live[job]:
             del self._live[job]
 
     def _fail_all(self, error: Exception) -> None:

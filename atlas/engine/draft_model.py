@@ -148,7 +148,7 @@ class ModelDrafter:
         batch = self._runner.batch
         batch.clear()
         for slot, tokens, is_last in rows:
-            batch.add(slot.seq_id, slot.length, tokens, output=is_last)
+            batch.add((slot.seq_id,), slot.length, tokens, output=is_last)
         while rows and (result := self._runner.decode()) is not DecodeResult.DONE:
             if result is DecodeResult.ABORTED or not self._evict():
                 return False

@@ -49,7 +49,7 @@ class HostCache:
         self._num_put += 1
         self._tree.begin(self._num_put, ids, length, key=key)
         if length < len(ids):
-            self._tree.extend(self._num_put, ids[length:])
+            self._tree.extend((self._num_put,), ids[length:])
         self._entries[self._num_put] = Entry(ids, state, key)
         self.num_tokens += len(ids)
         while self.num_tokens > self._limit_tokens:

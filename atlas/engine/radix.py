@@ -4,7 +4,8 @@ Each node is a run of tokens whose cells are shared by its holders (sequence ids
 to its node. A new prompt takes the longest prefix anybody holds, running or finished, and shares those cells (RadixAttention,
 https://arxiv.org/abs/2312.07104, without pages: in llama.cpp's unified cache any cell can be shared by any set of sequences).
 
-Two sequences that computed the same tokens at the same time hold two runs of cells; both are counted, one is found.
+Two sequences that computed the same tokens at the same time, each for itself, hold two runs of cells; both are counted, one is
+found.
 
 An adapter changes what is in the cells of the same tokens: each has a root of its own, by its key, and so nothing is ever shared
 between two of them or with the base (key 0).
@@ -12,6 +13,7 @@ between two of them or with the base (key 0).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -91,14 +93,19 @@ class PrefixTree:
             node.holders.add(seq_id)
             node = node.parent
 
-    def extend(self, seq_id: int, tokens: Tokens) -> None:
-        """Sequence `seq_id` has computed cells for `tokens` after what it held."""
-        node = self._ends[seq_id]
-        is_mine = node.parent is not None and node.holders == {seq_id} and not node.children
-        if not is_mine:
-            child = Node(node, holders={seq_id})
+    def end(self, seq_id: int) -> Node:
+        """The run its last cell is in; sequences with the same have all their cells, and so their tokens, in common."""
+        return self._ends[seq_id]
+
+    def extend(self, seq_ids: Sequence[int], tokens: Tokens) -> None:
+        """These sequences, which have the same `end`, share new cells for `tokens` behind it."""
+        node, holders = self._ends[seq_ids[0]], set(seq_ids)
+        is_theirs = node.parent is not None and node.holders == holders and not node.children
+        if not is_theirs:
+            child = Node(node, holders=holders)
             node.children.setdefault(int(tokens[0]), child)
-            node = self._ends[seq_id] = child
+            node = child
+            self._ends.update(dict.fromkeys(seq_ids, child))
         node.append(tokens)
         self.cells += len(tokens)
 

@@ -10,6 +10,7 @@ import ctypes
 import enum
 import threading
 from collections.abc import Sequence as Seq
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ Tokens = NDArray[np.signedinteger[Any]]  # int32 where C reads it; numpy's own i
 Rows = NDArray[np.float32]
 State = NDArray[np.uint8]  # one sequence's cells, as llama.cpp writes them
 
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
 _quiet = c.llama_log_callback(lambda _level, _text, _user: None)  # must outlive every call that may log
 
@@ -141,34 +143,35 @@ class Model:
 
 
 class Batch:
-    """Arrays of one llama_batch, filled by numpy: one row per token, one sequence per row."""
+    """Arrays of one llama_batch, filled by numpy: one row per token, each of one sequence or of several that are alike so far."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.tokens = np.zeros(capacity, np.int32)
         self.positions = np.zeros(capacity, np.int32)
-        self.seq_ids = np.zeros(capacity, np.int32)
         self.outputs = np.zeros(capacity, np.int8)
-        self._ones = np.ones(capacity, np.int32)
-        start = self.seq_ids.ctypes.data
-        self._pointers = np.arange(start, start + 4 * capacity, 4, dtype=np.uintp)  # seq_id[i] -> &seq_ids[i]
+        most_ids = capacity + MAX_SEQUENCES  # a row has several sequences only if they are in no other
+        self._seq_ids = np.zeros(most_ids, np.int32)  # of the rows behind each other
+        start = self._seq_ids.ctypes.data
+        self._addresses = np.arange(start, start + 4 * most_ids, 4, dtype=np.uintp)
+        self._num_of = np.ones(capacity, np.int32)  # n_seq_id
+        self._ids_of = np.zeros(capacity, np.uintp)  # seq_id[i] -> the first of its ids
         self._struct = c.llama_batch(
             0,
             self.tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
             None,
             self.positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            self._ones.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            ctypes.cast(self._pointers.ctypes.data, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+            self._num_of.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            ctypes.cast(self._ids_of.ctypes.data, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
             self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
-        self.num_rows = 0
-        self.num_outputs = 0
+        self.num_rows = self.num_outputs = self._num_ids = 0
 
     def clear(self) -> None:
-        self.num_rows = self.num_outputs = 0
+        self.num_rows = self.num_outputs = self._num_ids = 0
 
-    def add(self, seq_id: int, start: int, tokens: Seq[int] | Tokens, *, output: bool) -> None:
-        """Rows for consecutive tokens of one sequence; with `output`, the last one yields logits.
+    def add(self, seq_ids: Seq[int], start: int, tokens: Seq[int] | Tokens, *, output: bool) -> None:
+        """Rows for consecutive tokens of a sequence, or of several at once; with `output`, the last one yields logits.
 
         Raises:
             ValueError: more rows than the batch holds (the caller's arithmetic is wrong; C would abort).
@@ -180,22 +183,32 @@ class Batch:
         self.positions[first:last] = (
             range(start, start + len(tokens)) if len(tokens) < 8 else np.arange(start, start + len(tokens))
         )
-        self.seq_ids[first:last] = seq_id
+        self._ids_of[first:last] = self._addresses[self._num_ids]
+        self._num_of[first:last] = len(seq_ids)
+        self._take_ids(seq_ids)
         self.outputs[first:last] = 0
         if output:
             self.outputs[last - 1] = 1
             self.num_outputs += 1
         self.num_rows = last
 
-    def add_each(self, seq_ids: Seq[int], positions: Seq[int], tokens: Seq[int]) -> None:
-        """One row for each of several sequences, all of them outputs. Raises as `add`."""
+    def add_each(self, rows: Seq[Seq[int]], positions: Seq[int], tokens: Seq[int]) -> None:
+        """One row each, of the sequences `rows[i]`, all of them outputs. Raises as `add`."""
         first, last = self.num_rows, self.num_rows + len(tokens)
         if last > self.capacity:
             raise ValueError(f"{last} rows in a batch of {self.capacity}")
-        self.tokens[first:last], self.positions[first:last], self.seq_ids[first:last] = tokens, positions, seq_ids
+        self.tokens[first:last], self.positions[first:last] = tokens, positions
+        lengths = [len(row) for row in rows]
+        self._num_of[first:last] = lengths
+        self._ids_of[first:last] = self._addresses[list(accumulate(lengths[:-1], initial=self._num_ids))]
+        self._take_ids([seq_id for row in rows for seq_id in row])
         self.outputs[first:last] = 1
         self.num_outputs += len(tokens)
         self.num_rows = last
+
+    def _take_ids(self, seq_ids: Seq[int]) -> None:
+        self._seq_ids[self._num_ids : self._num_ids + len(seq_ids)] = seq_ids
+        self._num_ids += len(seq_ids)
 
     def as_struct(self) -> Any:
         self._struct.n_tokens = self.num_rows
@@ -361,7 +374,7 @@ class EmbeddingRunner:
         if self._memory:
             c.llama_memory_clear(self._memory, True)
         self._batch.clear()
-        self._batch.add(0, 0, tokens, output=True)
+        self._batch.add((0,), 0, tokens, output=True)
         self._batch.outputs[: len(tokens)] = 1
         if (code := c.llama_decode(self._handle, self._batch.as_struct())) != 0:
             raise EngineFailed(f"embedding failed with {code} on {len(tokens)} tokens")

@@ -1,4 +1,4 @@
-"""From logits to tokens, for all rows of a step at once.
+"""From logits to tokens, for all draws of a step at once.
 
 A step's logits are (rows, vocabulary) float32: 12 MB for 20 rows of Qwen3. Full C chains over them cost 10.9 ms a step, so a few
 whole-batch numpy calls first keep the tokens within 14 nats of each row's best (what is dropped has less than e**-14 of the best
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Sequence as Seq
+from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -71,6 +73,17 @@ class Kept(NamedTuple):
     best: list[float]
     log_totals: list[float]
 
+    def of(self, rows: Seq[int]) -> Kept:
+        """These rows, some of them several times: a chain overwrites what it draws from."""
+        parts = [slice(*self.edges[row : row + 2]) for row in rows]
+        return Kept(
+            np.concatenate([self.ids[part] for part in parts]),
+            np.concatenate([self.logits[part] for part in parts]),
+            [0, *accumulate(part.stop - part.start for part in parts)],
+            [self.best[row] for row in rows],
+            [self.log_totals[row] for row in rows],
+        )
+
 
 class Recommended(NamedTuple):
     """A model's sampling parameters where a request names none."""
@@ -82,7 +95,7 @@ class Recommended(NamedTuple):
 
 
 class Sampler:
-    """How one candidate draws its tokens. Owned by the engine thread."""
+    """How one candidate draws its tokens. Owned by the engine thread; `is_plain`: it neither penalises nor biases."""
 
     def __init__(self, sampling: Sampling, recommended: Recommended, *, seed: int, prompt_tail: list[int]) -> None:
         self.temperature = _or(sampling.temperature, recommended.temperature)
@@ -103,7 +116,7 @@ class Sampler:
                 min_p=_or(sampling.min_p, recommended.min_p),
             )
         )
-        self._is_plain = not (sampling.logit_bias or self._penalises)
+        self.is_plain = not (sampling.logit_bias or self._penalises)
 
     @property
     def _penalises(self) -> bool:
@@ -112,7 +125,7 @@ class Sampler:
 
     def adjust(self, row: Rows) -> None:
         """Penalties and bias on the few ids they touch, in place; row: (vocabulary,)."""
-        if self._is_plain:
+        if self.is_plain:
             return
         ids, values = self._bias
         row[ids] += values
@@ -127,7 +140,7 @@ class Sampler:
             row[seen] -= s.frequency_penalty * np.fromiter(self._counts.values(), np.float32) + s.presence_penalty
 
     def accept(self, token: int) -> None:
-        if not self._is_plain:
+        if not self.is_plain:
             self._counts[token] += 1
             self._recent.append(token)
 
@@ -154,37 +167,60 @@ class Sampler:
 
 
 class Want(NamedTuple):
-    """What one row of a step's logits asks for; `matcher` only where the grammar binds this token."""
+    """What one draw asks of its logits; `matcher` only where the grammar binds this token."""
 
     sampler: Sampler
     matcher: Matcher | None
     top_logprobs: int | None
 
+    @property
+    def is_plain(self) -> bool:
+        """It draws from the logits as they are."""
+        return self.sampler.is_plain and self.matcher is None and self.top_logprobs is None
 
-def sample(logits: Rows, wants: list[Want], scratch: Candidates) -> list[tuple[Choice, ExactLogprobs | None]]:
-    """One token per row; logits: (rows, vocabulary), modified in place."""
+
+def sample(
+    logits: Rows, wants: list[Want], scratch: Candidates, rows: Seq[int] | None = None
+) -> list[tuple[Choice, ExactLogprobs | None]]:
+    """One token for each want.
+
+    Args:
+        logits: (rows, vocabulary), modified in place.
+        wants: in the order of their rows.
+        scratch: where they draw.
+        rows: whose logits each draws from; None: the wants have one row each.
+    """
+    if rows is None:
+        rows = range(len(wants))
+    elif len(wants) > len(logits) and not all(want.is_plain for want in wants):
+        logits, rows = logits[rows], range(len(wants))
     exact = [
-        _exact(row, want.top_logprobs) if want.top_logprobs is not None else None for row, want in zip(logits, wants, strict=True)
+        _exact(logits[row], want.top_logprobs) if want.top_logprobs is not None else None
+        for row, want in zip(rows, wants, strict=True)
     ]
-    for row, want in zip(logits, wants, strict=True):
-        want.sampler.adjust(row)
+    for row, want in zip(rows, wants, strict=True):
+        want.sampler.adjust(logits[row])
         if want.matcher is not None:
-            want.matcher.mask(row)
-    kept = _keep(logits, [want.sampler for want in wants])
+            want.matcher.mask(logits[row])
+    kept = _keep(logits, [want.sampler for want in wants], rows)
     scratch.fill(kept.ids, kept.logits)
-    choices = [want.sampler.choose(scratch, kept, row) for row, want in enumerate(wants)]
+    choices = [want.sampler.choose(scratch, kept, at) for at, want in enumerate(wants)]
     return list(zip(choices, exact, strict=True))
 
 
-def _keep(logits: Rows, samplers: list[Sampler]) -> Kept:
-    """Per row, what can be drawn: within the sampler's nats of its maximum, and no worse than the last of its top-k.
+def _keep(logits: Rows, samplers: list[Sampler], rows: Seq[int]) -> Kept:
+    """For each sampler, what it can draw of its row: within its nats of the maximum, and no worse than the last of its top-k.
 
     At least one token each. What is left in `logits` is of no use.
     """
-    nats = np.array([sampler.kept_nats for sampler in samplers], np.float32)
-    wanted = [sampler.num_wanted for sampler in samplers]
+    nats, wanted = [0.0] * len(logits), [1] * len(logits)
+    for row, sampler in zip(rows, samplers, strict=True):
+        nats[row] = max(nats[row], sampler.kept_nats)
+        wanted[row] = max(wanted[row], sampler.num_wanted) if wanted[row] and sampler.num_wanted else 0
+    keep = _keep_directly if logits.shape[1] < GROUPED_FROM else _keep_by_groups
     with np.errstate(invalid="ignore", divide="ignore"):  # a row where nothing is allowed
-        return (_keep_directly if logits.shape[1] < GROUPED_FROM else _keep_by_groups)(logits, nats, wanted)
+        kept = keep(logits, np.array(nats, np.float32), wanted)
+    return kept if len(rows) == len(logits) else kept.of(rows)
 
 
 def _keep_directly(logits: Rows, nats: Rows, wanted: list[int]) -> Kept:

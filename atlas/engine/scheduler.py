@@ -1,13 +1,16 @@
 """Which sequences run, which wait, and whose cells give way.
 
-Every step takes all decoding sequences (one row each), then prefill rows, oldest prompt first, as many as `pace.py` allows. When
-cells run out, finished prefixes give way first (least recently used), then the youngest running sequence is preempted: it keeps
-its tokens, loses its cells, and goes on later. So no sequence ever fails because of another. What loses its cells is copied to
-the host's memory if there is room (`host_cache.py`), and copied back for the next prompt that begins alike.
+Every step takes all decoding sequences, then prefill rows, oldest prompt first, as many as `pace.py` allows. A decoding sequence
+has a row; candidates of one prompt that have said the same so far have one together, and part when they draw different tokens. Of
+a race, those run that win it soonest (`race.py`).
 
-A parked sequence (its job allows it no more tokens for now) gets no rows. It keeps its place and cells until somebody waits for
-them: then it is set aside, its cells become a prefix like a finished one's, and it queues again, in its old turn, when it may go
-on.
+When cells run out, finished prefixes give way first (least recently used), then the youngest running sequence is preempted: it
+keeps its tokens, loses its cells, and goes on later. So no sequence ever fails because of another. What loses its cells is copied
+to the host's memory if there is room (`host_cache.py`), and copied back for the next prompt that begins alike.
+
+A parked sequence (its job allows it no more tokens for now, or others of its race go first) gets no rows. It keeps its place and
+cells until somebody waits for them: then it is set aside, its cells become a prefix like a finished one's, and it queues again,
+in its old turn, when it may go on.
 
 All rows of a step use one adapter, or none (`turns.py` says whose turn it is); ids, cells and preemption are common to all.
 """
@@ -20,13 +23,16 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import NamedTuple
 
+import numpy as np
+
 from atlas.engine.host_cache import Entry, HostCache
 from atlas.engine.pace import Pace
 from atlas.engine.plan import Draft, Part, Plan
-from atlas.engine.radix import Match, PrefixTree
+from atlas.engine.race import Race, Row
+from atlas.engine.radix import Match, Node, PrefixTree
 from atlas.engine.reuse import AnyPrefix, Position, Reuse, WholeState
 from atlas.engine.runner import Runner, Tokens
-from atlas.engine.sequence import Sequence
+from atlas.engine.sequence import Job, Sequence
 from atlas.engine.turns import Turns
 
 GROWTH_TOKENS = 64  # cells kept ready for each running sequence at admission; chosen, unmeasured
@@ -50,6 +56,7 @@ class Scheduler:
 
     Args:
         pace: how much of prompts a step may have beside running answers.
+        race: which candidates of a race run.
         splits_steps: a step takes as long as all its rows (a CPU), so that a prompt's last rows are better off alone; where it
             takes as long as reading the weights (a GPU), they go with the others.
     """
@@ -61,6 +68,7 @@ class Scheduler:
         max_running: int,
         max_cached: int,
         pace: Pace,
+        race: Race,
         host_tokens: int,
         splits_steps: bool,
     ) -> None:
@@ -69,9 +77,10 @@ class Scheduler:
         self._carried_rows = CARRIED_ROWS_IF_SAVED if host_tokens else CARRIED_ROWS
         self._max_running = max_running
         self._max_cached = max_cached
-        self._pace = pace
+        self._pace, self._race = pace, race
         self._tree = PrefixTree()
         self._reuse: Reuse = (AnyPrefix if runner.model.can_drop_tails else WholeState)(self._tree, self._host)
+        self._shares_rows = runner.model.can_drop_tails  # a recurrent state is one sequence's
         self._free_ids = list(range(runner.num_sequences))
         self._cached: OrderedDict[int, Held] = OrderedDict()  # by sequence id, least recently used first
         self._splits_steps = splits_steps
@@ -103,7 +112,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting) or any(not sequence.is_parked for sequence in self.running)
+        return bool(self._waiting) or any(not sequence.is_spent for sequence in self.running)
 
     def add(self, sequence: Sequence) -> None:
         if sequence.is_parked:
@@ -116,6 +125,13 @@ class Scheduler:
         aside, self._aside = self._aside, []
         for sequence in aside:
             self.add(sequence)
+
+    def won_nothing(self, job: Job) -> None:
+        """A candidate of this race has ended: the paused ones that were set aside may have their turn."""
+        for sequence in self._aside:
+            if sequence.job is job:
+                sequence.is_paused = False
+        self.resume()
 
     def waiting(self) -> list[Sequence]:
         return [entry[2] for entry in self._waiting] + self._aside
@@ -151,7 +167,7 @@ class Scheduler:
         return plan
 
     def _plan_of(self, key: int, *, is_alone: bool) -> Plan:
-        decode = [Part(s, s.num_held, s.to_feed, True) for s in self._decoding(key)]
+        decode = [Part(row, row[0].num_held, row[0].to_feed, True) for row in self._decoding(key)]
         self._drop_stale()
         limit = self._runner.batch.capacity - len(decode)
         budget = limit if is_alone and not decode else min(limit, self._pace.tokens(len(decode)))
@@ -169,9 +185,9 @@ class Scheduler:
 
     def computed(self, part: Part) -> None:
         """The rows of this part have cells now."""
-        assert part.sequence.seq_id is not None
-        self._tree.extend(part.sequence.seq_id, part.tokens)
-        part.sequence.num_held += len(part.tokens)
+        self._tree.extend(part.seq_ids, part.tokens)
+        for sequence in part.sequences:
+            sequence.num_held += len(part.tokens)
 
     def room_for_drafts(self, plan: Plan) -> int:
         """Rows that may be added in cells that are free: nobody gives way to them, and no prompt is beside them."""
@@ -184,11 +200,11 @@ class Scheduler:
         self._num_rows += sum(map(len, drafts))
         return Plan([part._replace(draft=draft) for part, draft in zip(plan.decode, drafts, strict=True)], [])
 
-    def accepted(self, sequence: Sequence) -> None:
-        """The token it has drawn is the one its draft had computed: it has a cell."""
-        assert sequence.seq_id is not None
-        self._tree.extend(sequence.seq_id, sequence.to_feed)
-        sequence.num_held += 1
+    def accepted(self, sequences: Row) -> None:
+        """The token they have drawn is the one their draft had computed: it has a cell."""
+        self._tree.extend(tuple(sequence.placed_at for sequence in sequences), sequences[0].to_feed)
+        for sequence in sequences:
+            sequence.num_held += 1
 
     def retire(self, sequence: Sequence, *, keep: bool) -> None:
         """A running sequence has ended; with `keep` its cells stay as a prefix for others."""
@@ -254,7 +270,9 @@ class Scheduler:
     def _prefill_parts(self, key: int, budget: int, *, reserved: int) -> list[Part]:
         parts: list[Part] = []
         for sequence in list(self.running):
-            if sequence.key != key or sequence.seq_id is None or sequence.is_decoding or budget <= 0:
+            if sequence.key != key or sequence.seq_id is None or sequence.is_decoding:
+                continue
+            if self._join(sequence, parts) or budget <= 0:
                 continue
             if not sequence.is_placed and not self._place(sequence, parts, reserved=reserved):
                 continue
@@ -263,10 +281,31 @@ class Scheduler:
             tokens = sequence.to_feed[: max(0, min(wanted, room))]
             if len(tokens):
                 is_last = sequence.num_held + len(tokens) == sequence.length
-                parts.append(Part(sequence, sequence.num_held, tokens, is_last))
+                parts.append(Part((sequence,), sequence.num_held, tokens, is_last))
                 budget -= len(tokens)
                 reserved += len(tokens)
         return parts
+
+    def _join(self, sequence: Sequence, parts: list[Part]) -> bool:
+        """Have it read what another candidate of its prompt reads in this step, in the same rows; False if there is none."""
+        if not self._shares_rows or sequence.job.prompt.n == 1:
+            return False
+        found = next((at for at, part in enumerate(parts) if self._reads_alike(sequence, part.sequence)), None)
+        if found is None:
+            return False
+        part = parts[found]
+        if not sequence.is_placed:
+            self._runner.share(part.sequence.placed_at, sequence.placed_at, part.start)
+            self._tree.join(sequence.placed_at, part.sequence.placed_at)
+            sequence.num_held, sequence.is_placed = part.start, True
+            self._cells_idle = None
+        parts[found] = part._replace(sequences=(*part.sequences, sequence))
+        return True
+
+    def _reads_alike(self, sequence: Sequence, other: Sequence) -> bool:
+        """Whether it has the same tokens and the same cells, or none so far."""
+        is_apart = sequence.is_placed and self._tree.end(sequence.placed_at) is not self._tree.end(other.placed_at)
+        return sequence.job is other.job and not is_apart and np.array_equal(sequence.ids, other.ids)
 
     def _place(self, sequence: Sequence, parts: list[Part], *, reserved: int) -> bool:
         """Take the longest prefix that is held; False to wait for a prompt of this step that will hold a longer one."""
@@ -305,7 +344,7 @@ class Scheduler:
             self._runner.drop(sequence.seq_id, length)
         self._tree.begin(sequence.seq_id, sequence.ids, 0, key=sequence.key)
         self._cells_idle = None
-        self._tree.extend(sequence.seq_id, sequence.ids[:length])
+        self._tree.extend((sequence.seq_id,), sequence.ids[:length])
         sequence.num_held = length
         return True
 
@@ -327,20 +366,33 @@ class Scheduler:
     def _cells_spare(self) -> int:
         """Cells not held by a running sequence, less what running ones still have to feed and grow."""
         pending = 0
-        jobs = set()
+        reading: set[Job | Node] = set()  # what several read together, or one for its siblings, takes cells once
         for sequence in self.running:
-            is_first = id(sequence.job) not in jobs
-            jobs.add(id(sequence.job))
-            pending += (len(sequence.to_feed) if is_first or sequence.is_placed else 1) + GROWTH_TOKENS
+            ahead: tuple[Job | Node, ...] = (sequence.job,)
+            if sequence.is_placed:
+                ahead = sequence.job, self._tree.end(sequence.placed_at)
+            pending += (1 if reading.issuperset(ahead) else len(sequence.to_feed)) + GROWTH_TOKENS
+            reading.update(ahead)
         return self._runner.context_tokens - self.cells_live - pending
 
-    def _decoding(self, key: int) -> list[Sequence]:
-        """Those of this adapter that get a row of this step each; there is room for them."""
+    def _decoding(self, key: int) -> list[Row]:
+        """Those of this adapter that get a row of this step, alone or together; there is room for the rows."""
         while True:
-            decoding = [s for s in self.running if s.key == key and s.is_decoding and not s.is_parked]
-            if self._room(len(decoding)) >= len(decoding):
-                return decoding
+            decoding = [s for s in self.running if s.key == key and s.is_decoding and not s.is_spent]
+            rows = self._race.chosen(self._alike(decoding))
+            if self._room(len(rows)) >= len(rows):
+                return rows
             self.preempt(self._youngest())
+
+    def _alike(self, decoding: list[Sequence]) -> list[Row]:
+        """Together those with the same cells and the same token to feed."""
+        if not self._shares_rows:
+            return [(sequence,) for sequence in decoding]
+        rows: dict[tuple[Node, int], Row] = {}
+        for sequence in decoding:
+            what = self._tree.end(sequence.placed_at), sequence.last_token
+            rows[what] = (*rows.get(what, ()), sequence)
+        return list(rows.values())
 
     def _room(self, wanted: int, *, but: Sequence | None = None) -> int:
         """Free cells, after evicting finished prefixes while fewer than `wanted`; for `but`, also after preempting others."""

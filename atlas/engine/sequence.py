@@ -38,7 +38,7 @@ class Job:
         close_thinking: tokens that end a think block when the budget is spent.
         adapter: what the cells are computed with; None is the model as it is.
         answers: of candidates that have ended, the last ones; the others may say the same.
-        later: candidates of a race that have not been queued yet.
+        num_ended: how many candidates have.
     """
 
     prompt: Prompt
@@ -58,7 +58,7 @@ class Job:
     allowance_tokens: int | None = None
     is_started: bool = False
     answers: deque[Tokens] = field(default_factory=lambda: deque(maxlen=ANSWERS_KEPT))
-    later: deque[Sequence] = field(default_factory=deque)
+    num_ended: int = 0
     is_kept: bool = False  # one finished candidate already keeps the prompt as a prefix for others
 
     @property
@@ -97,6 +97,8 @@ class Sequence:
         seq_id: the context's sequence id while running, else None.
         num_held: how many of its tokens have cells; the rest is still to be fed.
         is_placed: whether the prefix tree has been asked; done as late as the first prefill chunk.
+        is_paused: others of its race go first.
+        is_ended: nothing is to be drawn any more.
         key: of its adapter; 0 is the base.
         records: how guesses at what it says turn out, by their source.
     """
@@ -108,7 +110,7 @@ class Sequence:
         self.num_held = 0
         self.records: dict[str, Record] = {}
         self.is_placed = False
-        self.is_cancelled = False
+        self.is_paused = self.is_ended = False
         self.prompt_length = len(job.tokens)
         self.length = self.prompt_length
         self._ids = np.empty(self.prompt_length + job.max_tokens + 1, np.int32)
@@ -158,7 +160,18 @@ class Sequence:
         return self.length - self.prompt_length
 
     @property
+    def placed_at(self) -> int:
+        """Its sequence id, where it has one: it runs."""
+        assert self.seq_id is not None
+        return self.seq_id
+
+    @property
     def is_parked(self) -> bool:
+        """No rows for now."""
+        return self.is_paused or self.is_spent
+
+    @property
+    def is_spent(self) -> bool:
         """It has generated what it may: no rows until more is allowed."""
         allowance = self.job.allowance_tokens
         return allowance is not None and self.num_generated >= allowance
@@ -198,6 +211,7 @@ class Sequence:
 
     def finish(self, reason: FinishReason, *, is_end_token: bool = False, pending: Delta | None = None) -> Step:
         """End here: flush held-back text and close the books."""
+        self.is_ended = True
         rest = _joined(self._parser.feed(self._stream.finish()), self._parser.finish())
         if reason == "stop" and self._parser.tool_calls:
             reason = "tool_calls"

@@ -15,13 +15,13 @@ TURN_S = 0.05  # a switch of 1 to 4 ms is then 2 to 8 % of the time, and each ad
 
 
 class Running(Protocol):
-    """What is asked of a running sequence: its adapter's key, and whether it computes nothing for now."""
+    """What is asked of a running sequence: its adapter's key, and whether it may not go on for now."""
 
     @property
     def key(self) -> int: ...
 
     @property
-    def is_parked(self) -> bool: ...
+    def is_spent(self) -> bool: ...
 
 
 class Turns:
@@ -51,7 +51,7 @@ class Turns:
         """The adapters that have something to run, the one whose turn it is first; one at least."""
         if not self._expected:
             return [0]
-        wanting = {sequence.key for sequence in running if not sequence.is_parked}
+        wanting = {sequence.key for sequence in running if not sequence.is_spent}
         current = [self._current] if self._current in wanting else []
         others = sorted(wanting.difference(current), key=lambda key: self._served_at.get(key, 0))
         has_time = self._clock() < self._ends_at_s

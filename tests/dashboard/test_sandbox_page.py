@@ -28,7 +28,16 @@ def text_of(html: str) -> str:
 
 
 def page(site: Site) -> str:
-    return text_of(site.owner().get("/sandbox").text)
+    """What the page says once the machine's tiers have been tried out."""
+    shown = ""
+
+    def is_told() -> bool:
+        nonlocal shown
+        shown = text_of(site.owner().get("/sandbox").text)
+        return "being tried out" not in shown
+
+    wait_for(is_told, timeout_s=60)
+    return shown
 
 
 def test_the_page_tells_the_tier_and_its_layers(running: Site) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from atlas.engine.race import MAX_LEFT, width
 from atlas.types import Prompt, Sampling
 from tests import ggufs
-from tests.engine.test_llama import generate, running
+from tests.engine.test_llama import generate, running, settled
 
 RACE = Prompt(text="go", n=6, max_tokens=12, is_race=True, sampling=(Sampling(temperature=1.0, seed=3),))
 
@@ -47,25 +48,74 @@ async def test_every_candidate_of_a_race_ends_with_the_tokens_it_would_have_anyw
         assert [one.tokens for one in race] == [one.tokens for one in together]
 
 
-async def test_a_race_that_is_over_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atlas.engine.core.width", lambda left, **_: min(left, 2))
+def saying(letters: str) -> tuple[Sampling, ...]:
+    """Each candidate says its letter, over and over."""
+    return tuple(Sampling(temperature=0.0, logit_bias={ord(letter): 50.0}) for letter in letters)
+
+
+@pytest.fixture
+def two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas.engine.race.width", lambda left, **_: min(left, 2))
+
+
+@pytest.mark.usefixtures("two_at_once")
+async def test_a_race_that_is_over_leaves_nothing_behind() -> None:
     async with running(ggufs.tiny_random()) as engine:
         await generate(engine, Prompt(text="warm", max_tokens=8))
-        group = await engine.submit(Prompt(text="go", n=6, max_tokens=900, is_race=True))
+        group = await engine.submit(msgspec.structs.replace(RACE, max_tokens=900, sampling=saying("abcdef")))
         ended = group.finished()
-        await group.reached(5)
-        assert engine.stats().num_running == 2
+        await group.reached(50)
         group.cancel([0])
         assert (await anext(ended)).index == 0
-        group.cancel([5])  # which has not begun
-        assert (await anext(ended)).index == 5
-        await group.reached(20)
-        assert engine.stats().num_running == 2
+        group.cancel([5])  # which is paused
+        last = await anext(ended)
+        assert (last.index, last.num_tokens) == (5, 1)
+        await group.reached(100)
         group.cancel()
         async with asyncio.timeout(20):
-            rest = [one async for one in ended]
-        assert sorted(one.index for one in rest) == [1, 2, 3, 4]
+            rest = sorted([one async for one in ended], key=lambda one: one.index)
         assert all(one.finish_reason == "abort" for one in rest)
-        assert [one.num_tokens for one in rest if one.index in (3, 4)] == [0, 0]
-        stats = engine.stats()
-        assert (stats.num_running, stats.num_waiting) == (0, 0)
+        assert [one.index for one in rest if one.num_tokens > 1] == [1, 2], "two ran, and one went on in place of the first"
+        await settled(engine)
+        assert engine.stats().cells_live == 0
+
+
+@pytest.mark.usefixtures("two_at_once")
+async def test_paused_candidates_make_room_and_come_back() -> None:
+    async with running(ggufs.tiny_random(), max_sequences=6) as engine:
+        await generate(engine, Prompt(text="warm", max_tokens=8))
+        race = await engine.submit(msgspec.structs.replace(RACE, max_tokens=400))
+        await race.reached(20)
+        others = [await engine.submit(Prompt(text=f"{number} here", max_tokens=10)) for number in range(4)]
+        async with asyncio.timeout(20):
+            for other in others:
+                await other.all()
+        assert not race.is_done, "nobody waited for the race"
+        answers = await race.all()
+        await settled(engine)
+        assert [one.num_tokens for one in answers] == [400] * 6
+    async with running(ggufs.tiny_random()) as engine:
+        together = await generate(engine, Prompt(text="go", n=6, max_tokens=400, sampling=RACE.sampling))
+    assert [one.tokens[:20] for one in answers] == [one.tokens[:20] for one in together]
+
+
+@pytest.mark.usefixtures("two_at_once")
+async def test_those_go_first_who_agree() -> None:
+    """Of six candidates three say the same: they run, with another one."""
+    async with running(ggufs.tiny_random()) as engine:
+        await generate(engine, Prompt(text="warm", max_tokens=8))
+        group = await engine.submit(msgspec.structs.replace(RACE, sampling=saying("abcdcc")))
+        order = [one.index async for one in group.finished()]
+    assert sorted(order[:4]) == [0, 2, 4, 5], "the other is the first of those that are left"
+
+
+@pytest.mark.usefixtures("two_at_once")
+async def test_an_allowance_that_the_first_have_used_up_lets_the_others_go_on() -> None:
+    async with running(ggufs.tiny_random()) as engine:
+        await generate(engine, Prompt(text="warm", max_tokens=8))
+        group = await engine.submit(msgspec.structs.replace(RACE, max_tokens=30, allowance_tokens=10))
+        async with asyncio.timeout(20):
+            while group.num_generated < 10 or group.completion_tokens < 60:
+                await group.changed()
+            group.allow(None)
+            assert [one.num_tokens for one in await group.all()] == [30] * 6

@@ -20,10 +20,10 @@ def ids(*tokens: int) -> np.ndarray:
 def test_a_prompt_finds_the_prefix_of_a_running_sequence() -> None:
     tree = PrefixTree()
     tree.begin(0, ids(1, 2, 3), 0)
-    tree.extend(0, ids(1, 2, 3))
+    tree.extend((0,), ids(1, 2, 3))
     assert tree.match(ids(1, 2, 9)) == Match(2, 0)
     tree.begin(1, ids(1, 2, 9), 2)
-    tree.extend(1, ids(9))
+    tree.extend((1,), ids(9))
     assert tree.cells == 4
     tree.release(0)
     assert tree.cells == 3
@@ -33,10 +33,10 @@ def test_a_prompt_finds_the_prefix_of_a_running_sequence() -> None:
 def test_sibling_tails_do_not_merge_but_both_are_counted() -> None:
     tree = PrefixTree()
     tree.begin(0, ids(7), 0)
-    tree.extend(0, ids(7))
+    tree.extend((0,), ids(7))
     tree.begin(1, ids(7, 8), 1)
-    tree.extend(0, ids(8))
-    tree.extend(1, ids(8))
+    tree.extend((0,), ids(8))
+    tree.extend((1,), ids(8))
     assert tree.cells == 3
     assert tree.private_cells(1) == 1
     assert tree.held_by({1}) == 2
@@ -64,12 +64,24 @@ class CellModel(RuleBasedStateMachine):
         self.tree.begin(free[0], ids(*prompt), match.length)
         self.cells[free[0]] = list(shared)
         if prompt[match.length :]:
-            self.grow(free[0], prompt[match.length :])
+            self.grow([free[0]], prompt[match.length :])
+
+    @precondition(lambda self: self.cells)
+    @rule(data=st.data())
+    def join(self, data: st.DataObject) -> None:
+        free = [seq for seq in range(SEQUENCES) if seq not in self.cells]
+        if free:
+            holder = data.draw(st.sampled_from(sorted(self.cells)))
+            self.tree.join(free[0], holder)
+            self.cells[free[0]] = list(self.cells[holder])
 
     @precondition(lambda self: self.cells)
     @rule(data=st.data(), tokens=prompts)
     def decode(self, data: st.DataObject, tokens: list[int]) -> None:
-        self.grow(data.draw(st.sampled_from(sorted(self.cells))), tokens)
+        first = data.draw(st.sampled_from(sorted(self.cells)))
+        alike = [seq for seq in self.cells if self.tree.end(seq) is self.tree.end(first)]
+        assert all(self.cells[seq] == self.cells[first] for seq in alike)
+        self.grow(data.draw(st.lists(st.sampled_from(alike), min_size=1, unique=True)), tokens)
 
     @precondition(lambda self: self.cells)
     @rule(data=st.data())
@@ -78,10 +90,11 @@ class CellModel(RuleBasedStateMachine):
         self.tree.release(seq)
         del self.cells[seq]
 
-    def grow(self, seq: int, tokens: list[int]) -> None:
-        self.tree.extend(seq, ids(*tokens))
+    def grow(self, seqs: list[int], tokens: list[int]) -> None:
+        self.tree.extend(seqs, ids(*tokens))
         for token in tokens:
-            self.cells[seq].append((self.next_cell, token))
+            for seq in seqs:
+                self.cells[seq].append((self.next_cell, token))
             self.next_cell += 1
 
     @invariant()

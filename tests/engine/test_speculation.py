@@ -6,10 +6,10 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -19,7 +19,7 @@ from atlas.engine.gain import RowCosts
 from atlas.errors import EngineUnavailable
 from atlas.types import Generation, Message, Prompt, Sampling, Tool
 from tests import ggufs
-from tests.engine.test_llama import GAP, GREEDY, RECOMPUTED_GAP, generate, running, same_up_to_ties, settled
+from tests.engine.test_llama import GAP, GREEDY, RECOMPUTED_GAP, generate, running, same_up_to_ties, settled, together
 
 WARM = (Sampling(temperature=0.8, seed=7),)
 MODES = ("ngram", "draft")
@@ -87,18 +87,18 @@ async def test_200_prompts_are_answered_as_without_guesses(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_guesses_save_steps_while_fewer_than_8_answers_run_and_there_are_none_at_8(mode: str) -> None:
-    """Candidates of one prompt decode from the same step on, and without guesses end in the same step."""
-    prompt = ask("xyz def ghi " * 4, max_tokens=120)
+    """Short prompts that come together decode from the same step on, and without guesses end in the same step."""
+    prompts = [ask(f"{number} " + "xyz def ghi " * 4, max_tokens=120) for number in range(8)]
     async with guessing(mode) as engine:
         for num in (1, 7):
             before = engine.stats()
-            await generate(engine, msgspec.structs.replace(prompt, n=num))
+            await together(engine, prompts[:num])
             await settled(engine)
             after = engine.stats()
             assert after.accepted_tokens - before.accepted_tokens > 30 * num
             assert after.steps - before.steps < 100
         before = after
-        await generate(engine, msgspec.structs.replace(prompt, n=8))
+        await together(engine, prompts)
         await settled(engine)
         assert engine.stats().drafted_tokens == before.drafted_tokens
         assert engine.stats().steps - before.steps >= 120
@@ -231,15 +231,15 @@ async def test_features_are_the_states_at_the_tokens_that_were_kept(mode: str) -
 
 @pytest.mark.parametrize(("mode", "host_tokens", "gap"), [("draft", 0, RECOMPUTED_GAP), ("ngram", 4096, GAP)])
 async def test_where_cells_run_out_guesses_take_nobodys(mode: str, host_tokens: int, gap: float) -> None:
-    """Six candidates outgrow 512 cells, again and again: cells that wrong guesses kept would leave no room for a counted row."""
-    prompts = [ask(f"{number} preempt " * 2, max_tokens=130) for number in range(4)]
+    """Six answers outgrow 512 cells, again and again: cells that wrong guesses kept would leave no room for a counted row."""
+    prompts = [[ask(f"{other} {number}", max_tokens=200) for other in range(6)] for number in range(4)]
     async with guessing(mode, context_tokens=512, max_sequences=6, host_cache_tokens=host_tokens) as engine:
-        found = [await generate(engine, msgspec.structs.replace(prompt, n=6)) for prompt in prompts]
+        found = [await together(engine, six) for six in prompts]
         assert engine.stats().preemptions >= len(prompts)
         assert engine.stats().accepted_tokens > 100
         await settled(engine)
-    alone = await solo(prompts, context_tokens=512)
-    assert all(same_up_to_ties(one, other, gap=gap) for one, six in zip(alone, found, strict=True) for other in six)
+    alone = await solo([prompt for six in prompts for prompt in six], context_tokens=512)
+    assert all(same_up_to_ties(one, other, gap=gap) for one, other in zip(alone, chain.from_iterable(found), strict=True))
 
 
 @pytest.mark.parametrize("mode", MODES)

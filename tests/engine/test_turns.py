@@ -8,7 +8,7 @@ from atlas.engine.turns import TURN_S, Turns
 
 class Candidate(NamedTuple):
     key: int
-    is_parked: bool = False
+    is_spent: bool = False
 
 
 class Clock:
@@ -60,8 +60,8 @@ def test_whoever_comes_after_a_long_time_alone_does_not_wait_for_a_turn() -> Non
 
 def test_parked_candidates_take_no_turn() -> None:
     turns, _ = started(1)
-    assert turns.order([Candidate(1, is_parked=True), Candidate(0)]) == [0]
-    assert turns.order([Candidate(1, is_parked=True)]) == [0]
+    assert turns.order([Candidate(1, is_spent=True), Candidate(0)]) == [0]
+    assert turns.order([Candidate(1, is_spent=True)]) == [0]
 
 
 def test_whoever_had_no_room_is_tried_again_before_those_that_had_steps() -> None:
