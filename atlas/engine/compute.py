@@ -64,7 +64,7 @@ class Computer:
     def _compute(self, decode: list[Part], prefill: list[Part], *, features: bool = False) -> list[Taken]:
         if not (decode or prefill):
             return []
-        rounds = [decode, *_draft_rounds(decode)]
+        rounds = [decode, *_draft_rounds(decode)] if any(part.draft for part in decode) else [decode]
         self._fill_batch(rounds, prefill)
         if not self._decode(features=features):
             return []

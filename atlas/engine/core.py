@@ -35,6 +35,7 @@ log = structlog.get_logger("atlas.engine")
 
 T = TypeVar("T")
 HAND_OVER_S = 0.004  # shorter steps share a call into the event loop: no reader sees it, a 14B model's take longer (chosen)
+RACE_HAND_OVER_S = 0.05  # where only races run: of these the ends are read, at once, and the words for repetition (chosen)
 
 
 class Cancel(NamedTuple):
@@ -110,6 +111,7 @@ class Core:
         self._live: dict[Job, set[Sequence]] = defaultdict(set)
         self._news: dict[Group, News] = {}
         self._is_urgent = False  # a candidate's first token, or its end, is among the news
+        self._is_followed = False  # there are news for somebody who reads along
         self._delivered_at = 0.0
         self._prompt_tokens = self._cached_tokens = self._generated_tokens = self._steps = 0
         self._step_s = 0.0
@@ -201,7 +203,8 @@ class Core:
             log.error("step.failed", exc_info=error)
             self._fail_all(error if isinstance(error, AtlasError) else EngineFailed(f"engine step failed: {error!r}"))
         self._cells_live = self._scheduler.cells_live
-        if self._is_urgent or not self._scheduler.has_work or time.monotonic() - self._delivered_at >= HAND_OVER_S:
+        wait_s = HAND_OVER_S if self._is_followed else RACE_HAND_OVER_S
+        if self._is_urgent or not self._scheduler.has_work or time.monotonic() - self._delivered_at >= wait_s:
             self._deliver()
 
     def _take_inbox(self) -> None:
@@ -286,6 +289,7 @@ class Core:
         news = self._tell(sequence.job.group)
         news.counts[sequence.index] = sequence.num_generated
         self._is_urgent |= sequence.num_generated == 1
+        self._is_followed |= not sequence.job.prompt.is_race
         if step.generation is not None:
             self._end(sequence, step)
         elif step.delta is not None:
@@ -348,7 +352,8 @@ class Core:
     def _deliver(self) -> None:
         if self._news:
             news, self._news = self._news, {}
-            self._is_urgent, self._delivered_at = False, time.monotonic()
+            self._is_urgent = self._is_followed = False
+            self._delivered_at = time.monotonic()
             self._call(_hand_over, news)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:

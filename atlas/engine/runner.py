@@ -38,6 +38,9 @@ class DecodeResult(enum.Enum):
     ABORTED = 2
 
 
+_RESULTS = {result.value: result for result in DecodeResult}
+
+
 def supports_gpu() -> bool:
     """Whether this build of llama.cpp can use a GPU at all."""
     return bool(c.llama_supports_gpu_offload())
@@ -283,10 +286,9 @@ class Runner:
             self._features_on = features
         code = c.llama_decode(self._handle, batch.as_struct())
         self._num_outputs = batch.num_outputs
-        try:
-            return DecodeResult(code)
-        except ValueError:
-            raise EngineFailed(f"llama_decode failed with {code} on {batch.num_rows} rows") from None
+        if code not in _RESULTS:
+            raise EngineFailed(f"llama_decode failed with {code} on {batch.num_rows} rows")
+        return _RESULTS[code]
 
     def attach(self, adapter: Any, scale: float) -> None:
         """Compute with this adapter from the next decode on, which plans its graph anew; None for the model as it is."""

@@ -29,14 +29,15 @@ REPETITION_WINDOW = 64  # tokens; llama.cpp's default penalty_last_n
 GROUPED_FROM = 16384  # vocabulary size from which group maxima pay; chosen between 4,096 and 151,936, at which both were measured
 BROAD_GROUPS = 256  # more groups than this within reach of the best: a flat distribution; chosen, unmeasured
 SUMMED_GROUPS = 16  # a flat row's sum is taken over one of so many groups; the whole sum took three quarters of a step's sampling
+FEW_KEPT = 64  # tokens a row that a chain may sort: its own top-k takes less than finding the k-th best beforehand; chosen
 GROUP_DEPTH = 64  # tokens per group, strided so that the maximum runs along contiguous memory
 
 
 class Choice(NamedTuple):
     """A drawn token and its log-probability after penalties, before temperature.
 
-    Over large vocabularies the sum runs over kept tokens only where these are few, which makes it too high by at most
-    vocabulary * e**-14 (0.13 nats for Qwen3; usually far less), and is estimated where they are many (measured: within 0.1 nats).
+    The sum runs over kept tokens only where these are few, which makes it too high by at most vocabulary * e**-14 (0.13 nats for
+    Qwen3; usually far less). Where they are many, it is estimated over large vocabularies (measured: within 0.1 nats).
     """
 
     token: int
@@ -225,11 +226,15 @@ def _keep(logits: Rows, samplers: list[Sampler], rows: Seq[int]) -> Kept:
 
 def _keep_directly(logits: Rows, nats: Rows, wanted: list[int]) -> Kept:
     best = logits.max(axis=1)
-    floor = np.maximum(best - nats, _ranked(logits, wanted))
+    floor = best - nats
     found = np.flatnonzero(logits >= floor[:, None])
+    is_few = len(found) <= FEW_KEPT * len(best)
+    if not is_few:
+        floor = np.maximum(floor, _ranked(logits, wanted))
+        found = np.flatnonzero(logits >= floor[:, None])
     rows, ids = np.divmod(found, logits.shape[1])
     kept = logits.ravel()[found]
-    return _kept(rows, ids, kept, best, _log_totals(logits, best))
+    return _kept(rows, ids, kept, best, _log_totals_of(rows, kept, best) if is_few else _log_totals(logits, best))
 
 
 def _keep_by_groups(logits: Rows, nats: Rows, wanted: list[int]) -> Kept:
@@ -255,7 +260,7 @@ def _keep_by_groups(logits: Rows, nats: Rows, wanted: list[int]) -> Kept:
         kept = np.concatenate([kept, tail[tail_rows, tail_ids]])
     order = np.argsort(rows * vocab_size + ids)
     rows, ids, kept = rows[order], ids[order], kept[order]
-    log_totals = best + np.log(np.bincount(rows, np.exp(kept - best[rows]), num_rows))
+    log_totals = _log_totals_of(rows, kept, best)
     if broad:  # what is kept no longer carries nearly all of the sum
         log_totals[broad] = _estimated_totals(body[:, :, : stride // SUMMED_GROUPS][broad], peaks[broad], best[broad])
     return _kept(rows, ids, kept, best, log_totals)
@@ -284,6 +289,11 @@ def _log_totals(logits: Rows, best: Rows) -> Rows:
     np.subtract(logits, best[:, None], out=logits)
     np.exp(logits, out=logits)
     return np.asarray(best + np.log(logits.sum(axis=1)))
+
+
+def _log_totals_of(rows: Tokens, kept: Rows, best: Rows) -> Rows:
+    """Log-sum-exp of what is kept of each row, (rows,), where that is all that counts; rows: which each kept logit is of."""
+    return np.asarray(best + np.log(np.bincount(rows, np.exp(kept - best[rows]), len(best))))
 
 
 def _estimated_totals(groups: Rows, peaks: Rows, best: Rows) -> Rows:

@@ -169,6 +169,9 @@ class Scheduler:
     def _plan_of(self, key: int, *, is_alone: bool) -> Plan:
         decode = [Part(row, row[0].num_held, row[0].to_feed, True) for row in self._decoding(key)]
         self._drop_stale()
+        if all(sequence.is_decoding for sequence in self.running):
+            self._were_apart.discard(key)
+            return Plan(decode, [])
         limit = self._runner.batch.capacity - len(decode)
         budget = limit if is_alone and not decode else min(limit, self._pace.tokens(len(decode)))
         prefill = self._prefill_parts(key, budget, reserved=len(decode))

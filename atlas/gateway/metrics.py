@@ -233,9 +233,7 @@ class EngineCollector(Collector):
         yield _counter("atlas_adapter_switches", "Steps with another adapter than the one before", stats.adapter_switches, model)
         yield _counter("atlas_engine_drafted_tokens", "Tokens guessed ahead and computed", stats.drafted_tokens, model)
         yield _counter("atlas_engine_accepted_tokens", "Guessed tokens that were right", stats.accepted_tokens, model)
-        yield _counter(
-            "atlas_engine_shared_tokens", "Tokens drawn where another candidate of the prompt drew too", stats.shared_tokens, model
-        )
+        yield _counter("atlas_engine_shared_tokens", "Tokens drawn where another candidate drew too", stats.shared_tokens, model)
         users = {adapter.name: adapter.num_users for adapter in engine.adapters()}
         yield _gauge("atlas_adapter_users", "Prompts of an adapter that are not answered yet", users, model, "adapter")
         yield _counter("atlas_engine_decode_seconds", "Time inside llama_decode", stats.decode_s, model)

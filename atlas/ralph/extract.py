@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from atlas.ralph.indentation import mend
 from atlas.ralph.syntax import defined_names, definitions, free_names, has_statements, parse, parse_or_line
 
 ANSWER_LIMIT_CHARS = 200_000  # of an answer, which is less than the sandbox takes in any encoding
+ANSWERS_KEPT = 32  # read lately: candidates of one prompt often say the same (chosen)
 MAX_STARTS = 6  # places in a text without fences where code may begin
 MAX_CUTS = 24  # how often what follows the code is cut off before we give up
 PYTHON = frozenset({"", "python", "py", "python3", "py3", "pycon", "python-repl"})
@@ -46,6 +48,7 @@ class Merit(NamedTuple):
     is_python: bool
 
 
+@lru_cache(maxsize=ANSWERS_KEPT)
 def read_code(answer: str, entry_point: str = "", *, language: str = "python") -> str:
     """The program in an answer; empty if there is none.
 
@@ -145,6 +148,8 @@ def _merit(text: str, language: str, name: str) -> Merit:
 
 def _with_helpers(texts: Sequence[str], best: int) -> str:
     """Definitions that the chosen block lacks may stand in blocks of their own."""
+    if len(texts) == 1:
+        return texts[0]
     chosen = parse(texts[best])
     if chosen is None or not (missing := free_names(chosen)):
         return texts[best]

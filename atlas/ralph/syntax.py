@@ -7,8 +7,10 @@ import builtins
 import hashlib
 import warnings
 from collections.abc import Iterator
+from functools import lru_cache
 
 CODE_LIMIT_CHARS = 200_000  # of what is parsed at all; no task here needs more
+PRINTS_KEPT = 32  # candidates of one prompt often say the same; chosen
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -35,6 +37,7 @@ def parse_or_line(code: str) -> tuple[ast.Module | None, int]:
         return None, 0
 
 
+@lru_cache(maxsize=PRINTS_KEPT)
 def fingerprint(code: str) -> str:
     """Equal for programs with the same syntax tree, docstrings, comments and layout aside; of the text where there is no tree."""
     tree = parse(code)

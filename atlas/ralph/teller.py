@@ -17,7 +17,7 @@ from atlas.workline import PutEvents
 log = structlog.get_logger("atlas.worker")
 
 EVENT_LIMIT_BYTES = 1024 * 1024
-GATHER_S = 0.01  # in which events that follow one another come together; nobody sees the difference (chosen)
+GATHER_S = 0.05  # in which events that follow one another come together; nobody sees the difference (chosen)
 MAX_EVENTS = 16  # told in one message: half of what a message may hold
 MUTE_S = 5.0  # nothing further is tried for so long after events were not taken; what is not told is in the result
 

@@ -167,6 +167,8 @@ class TaskKeeper:
 
     async def _tell(self, task: Task, result: bytes | None = None) -> None:
         """Tell Redis, and all who wait, how a task stands now; Redis later, if it is away."""
+        if task.is_closed:  # the ledger has said so, and Redis has all events already
+            self.news.ring(task.id, TaskClosed(task=task, result=result))
         try:
             await self.queue.sync(task)
         except LimitsUnavailable:
@@ -175,7 +177,8 @@ class TaskKeeper:
             self._owed.discard(task.id)
             if task.state == "queued":
                 self.waiting.ring(task.kind)
-        self.news.ring(task.id, TaskClosed(task=task, result=result) if task.is_closed else None)
+        if not task.is_closed:
+            self.news.ring(task.id)
         self.orders.ring(task.id)
 
     async def _put_right(self, task_id: str, task: Task | None) -> None:
