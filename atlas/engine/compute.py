@@ -2,9 +2,9 @@
 
 Several candidates may share a row; each draws from its logits, with its own sampler.
 
-A decode row of one candidate may carry drafts: guesses at the tokens that follow, each in a row of its own behind it. Tokens are
-drawn position by position, as long as what was drawn is what had been guessed; so they are the tokens that one row a step would
-have given, up to the order of float additions. What lies behind the first wrong guess is taken out of the context.
+A decode row may carry drafts: guesses at the tokens that follow, each in a row of its own behind it. Tokens are drawn position by
+position, as long as what was drawn is what had been guessed; so they are the tokens that one row a step would have given, up to
+the order of float additions. What lies behind a candidate's first wrong guess is taken out of its part of the context.
 """
 
 from __future__ import annotations
@@ -116,10 +116,10 @@ class Computer:
     def _draw(self, drawing: list[tuple[int, Sequence]], logits: Rows) -> list[Taken]:
         """A token for each, from its row."""
         rows = [row for row, _ in drawing]
+        self.num_shared += len(rows) - len(set(rows))
         if not set(rows).issuperset(range(len(logits))):
             logits, rows = logits[rows], list(range(len(rows)))  # behind some drafts nothing is to be drawn
         wants = [sequence.want(logits[row]) for row, (_, sequence) in zip(rows, drawing, strict=True)]
-        self.num_shared += len(rows) - len(logits)
         return [
             Taken(sequence, sequence.take(choice, exact))
             for (_, sequence), (choice, exact) in zip(drawing, sample(logits, wants, self._scratch, rows), strict=True)

@@ -325,7 +325,7 @@ class Core:
             job.is_kept = True
         self._live[job].discard(sequence)
         if job.prompt.is_race:
-            self._scheduler.won_nothing(job)
+            self._scheduler.resume_race(job)
         if not self._live[job]:
             del self._live[job]
 

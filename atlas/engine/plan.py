@@ -14,8 +14,7 @@ class Part(NamedTuple):
     """Some rows of a step: the next tokens of a sequence; `is_last` when its logits are wanted.
 
     Candidates of one prompt that have said the same so far, in the same cells, share the row of their next token, and each draws
-    from its logits. Behind the one token of a decode part of a single sequence there may be guesses at those that follow, a row
-    each: its draft.
+    from its logits. Behind the one token of a decode part there may be guesses at those that follow, a row each: its draft.
     """
 
     sequences: tuple[Sequence, ...]

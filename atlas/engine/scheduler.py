@@ -1,8 +1,7 @@
 """Which sequences run, which wait, and whose cells give way.
 
 Every step takes all decoding sequences, then prefill rows, oldest prompt first, as many as `pace.py` allows. A decoding sequence
-has a row; candidates of one prompt that have said the same so far have one together, and part when they draw different tokens. Of
-a race, those run that win it soonest (`race.py`).
+has a row, or shares one (`rows.py`). Of a race, those run that win it soonest (`race.py`).
 
 When cells run out, finished prefixes give way first (least recently used), then the youngest running sequence is preempted: it
 keeps its tokens, loses its cells, and goes on later. So no sequence ever fails because of another. What loses its cells is copied
@@ -23,14 +22,13 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import NamedTuple
 
-import numpy as np
-
 from atlas.engine.host_cache import Entry, HostCache
 from atlas.engine.pace import Pace
 from atlas.engine.plan import Draft, Part, Plan
 from atlas.engine.race import Race, Row
-from atlas.engine.radix import Match, Node, PrefixTree
+from atlas.engine.radix import Match, PrefixTree
 from atlas.engine.reuse import AnyPrefix, Position, Reuse, WholeState
+from atlas.engine.rows import SharedRows
 from atlas.engine.runner import Runner, Tokens
 from atlas.engine.sequence import Job, Sequence
 from atlas.engine.turns import Turns
@@ -62,15 +60,7 @@ class Scheduler:
     """
 
     def __init__(
-        self,
-        runner: Runner,
-        *,
-        max_running: int,
-        max_cached: int,
-        pace: Pace,
-        race: Race,
-        host_tokens: int,
-        splits_steps: bool,
+        self, runner: Runner, *, max_running: int, max_cached: int, pace: Pace, race: Race, host_tokens: int, splits_steps: bool
     ) -> None:
         self._runner = runner
         self._host = HostCache(host_tokens)
@@ -80,7 +70,7 @@ class Scheduler:
         self._pace, self._race = pace, race
         self._tree = PrefixTree()
         self._reuse: Reuse = (AnyPrefix if runner.model.can_drop_tails else WholeState)(self._tree, self._host)
-        self._shares_rows = runner.model.can_drop_tails  # a recurrent state is one sequence's
+        self._rows = SharedRows(self._tree, runner)
         self._free_ids = list(range(runner.num_sequences))
         self._cached: OrderedDict[int, Held] = OrderedDict()  # by sequence id, least recently used first
         self._splits_steps = splits_steps
@@ -126,8 +116,8 @@ class Scheduler:
         for sequence in aside:
             self.add(sequence)
 
-    def won_nothing(self, job: Job) -> None:
-        """A candidate of this race has ended: the paused ones that were set aside may have their turn."""
+    def resume_race(self, job: Job) -> None:
+        """A candidate has ended: paused ones that were set aside may have their turn."""
         for sequence in self._aside:
             if sequence.job is job:
                 sequence.is_paused = False
@@ -275,7 +265,7 @@ class Scheduler:
         for sequence in list(self.running):
             if sequence.key != key or sequence.seq_id is None or sequence.is_decoding:
                 continue
-            if self._join(sequence, parts) or budget <= 0:
+            if self._rows.join(sequence, parts) or budget <= 0:
                 continue
             if not sequence.is_placed and not self._place(sequence, parts, reserved=reserved):
                 continue
@@ -288,27 +278,6 @@ class Scheduler:
                 budget -= len(tokens)
                 reserved += len(tokens)
         return parts
-
-    def _join(self, sequence: Sequence, parts: list[Part]) -> bool:
-        """Have it read what another candidate of its prompt reads in this step, in the same rows; False if there is none."""
-        if not self._shares_rows or sequence.job.prompt.n == 1:
-            return False
-        found = next((at for at, part in enumerate(parts) if self._reads_alike(sequence, part.sequence)), None)
-        if found is None:
-            return False
-        part = parts[found]
-        if not sequence.is_placed:
-            self._runner.share(part.sequence.placed_at, sequence.placed_at, part.start)
-            self._tree.join(sequence.placed_at, part.sequence.placed_at)
-            sequence.num_held, sequence.is_placed = part.start, True
-            self._cells_idle = None
-        parts[found] = part._replace(sequences=(*part.sequences, sequence))
-        return True
-
-    def _reads_alike(self, sequence: Sequence, other: Sequence) -> bool:
-        """Whether it has the same tokens and the same cells, or none so far."""
-        is_apart = sequence.is_placed and self._tree.end(sequence.placed_at) is not self._tree.end(other.placed_at)
-        return sequence.job is other.job and not is_apart and np.array_equal(sequence.ids, other.ids)
 
     def _place(self, sequence: Sequence, parts: list[Part], *, reserved: int) -> bool:
         """Take the longest prefix that is held; False to wait for a prompt of this step that will hold a longer one."""
@@ -368,34 +337,17 @@ class Scheduler:
 
     def _cells_spare(self) -> int:
         """Cells not held by a running sequence, less what running ones still have to feed and grow."""
-        pending = 0
-        reading: set[Job | Node] = set()  # what several read together, or one for its siblings, takes cells once
-        for sequence in self.running:
-            ahead: tuple[Job | Node, ...] = (sequence.job,)
-            if sequence.is_placed:
-                ahead = sequence.job, self._tree.end(sequence.placed_at)
-            pending += (1 if reading.issuperset(ahead) else len(sequence.to_feed)) + GROWTH_TOKENS
-            reading.update(ahead)
-        return self._runner.context_tokens - self.cells_live - pending
+        growth = GROWTH_TOKENS * len(self.running)
+        return self._runner.context_tokens - self.cells_live - self._rows.num_unread(self.running) - growth
 
     def _decoding(self, key: int) -> list[Row]:
         """Those of this adapter that get a row of this step, alone or together; there is room for the rows."""
         while True:
             decoding = [s for s in self.running if s.key == key and s.is_decoding and not s.is_spent]
-            rows = self._race.chosen(self._alike(decoding))
+            rows = self._race.chosen(self._rows.of(decoding))
             if self._room(len(rows)) >= len(rows):
                 return rows
             self.preempt(self._youngest())
-
-    def _alike(self, decoding: list[Sequence]) -> list[Row]:
-        """Together those with the same cells and the same token to feed."""
-        if not self._shares_rows:
-            return [(sequence,) for sequence in decoding]
-        rows: dict[tuple[Node, int], Row] = {}
-        for sequence in decoding:
-            what = self._tree.end(sequence.placed_at), sequence.last_token
-            rows[what] = (*rows.get(what, ()), sequence)
-        return list(rows.values())
 
     def _room(self, wanted: int, *, but: Sequence | None = None) -> int:
         """Free cells, after evicting finished prefixes while fewer than `wanted`; for `but`, also after preempting others."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 from atlas.engine import Engine, load_engine
-from atlas.engine.engine import LlamaEngine
 from atlas.errors import BadRequest, ContextLengthExceeded, EngineOverloaded, EngineUnavailable, ModelFileError, Unsupported
 from atlas.settings import EngineSettings
 from atlas.types import Generation, Message, Prompt, Sampling, Tool
@@ -46,18 +44,6 @@ def user(text: str) -> tuple[Message, ...]:
 
 async def generate(engine: Engine, prompt: Prompt) -> list[Generation]:
     return await (await engine.submit(prompt)).all()
-
-
-async def together(engine: Engine, prompts: list[Prompt]) -> list[Generation]:
-    """The first answers to prompts that are all there before the next step."""
-    assert isinstance(engine, LlamaEngine)
-    gate = threading.Event()
-    held = asyncio.create_task(engine._core.between_steps(gate.wait))
-    await asyncio.sleep(0)
-    groups = [await engine.submit(prompt) for prompt in prompts]
-    gate.set()
-    await held
-    return [(await group.all())[0] for group in groups]
 
 
 async def settled(engine: Engine) -> None:

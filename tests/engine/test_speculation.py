@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import chain
@@ -15,11 +16,12 @@ import pytest
 
 from atlas.engine import Engine
 from atlas.engine.draft_model import ModelDrafter
+from atlas.engine.engine import LlamaEngine
 from atlas.engine.gain import RowCosts
 from atlas.errors import EngineUnavailable
 from atlas.types import Generation, Message, Prompt, Sampling, Tool
 from tests import ggufs
-from tests.engine.test_llama import GAP, GREEDY, RECOMPUTED_GAP, generate, running, same_up_to_ties, settled, together
+from tests.engine.test_llama import GAP, GREEDY, RECOMPUTED_GAP, generate, running, same_up_to_ties, settled
 
 WARM = (Sampling(temperature=0.8, seed=7),)
 MODES = ("ngram", "draft")
@@ -42,6 +44,18 @@ async def guessing(mode: str, path: Path | None = None, **settings: Any) -> Asyn
 
 def ask(text: str, **fields: Any) -> Prompt:
     return Prompt(text=text, **{"max_tokens": 40, "sampling": GREEDY, "top_logprobs": 2, **fields})
+
+
+async def together(engine: Engine, prompts: list[Prompt]) -> list[Generation]:
+    """The first answers to prompts that are all there before the next step."""
+    assert isinstance(engine, LlamaEngine)
+    gate = threading.Event()
+    held = asyncio.create_task(engine._core.between_steps(gate.wait))
+    await asyncio.sleep(0)
+    groups = [await engine.submit(prompt) for prompt in prompts]
+    gate.set()
+    await held
+    return [(await group.all())[0] for group in groups]
 
 
 _solo: dict[str, list[Generation]] = {}
