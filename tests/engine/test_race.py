@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import pytest
 
 from atlas.engine.race import MAX_LEFT, width
+from atlas.engine.runner import DecodeResult, Runner
 from atlas.types import Prompt, Sampling
 from tests import ggufs
 from tests.engine.test_llama import generate, running, settled
@@ -58,7 +60,19 @@ def two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("atlas.engine.race.width", lambda left, **_: min(left, 2))
 
 
-@pytest.mark.usefixtures("two_at_once")
+@pytest.fixture
+def long_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a race is still on when a busy machine gets round to the next line of a test."""
+    decode = Runner.decode
+
+    def slowly(runner: Runner, *, features: bool = False) -> DecodeResult:
+        time.sleep(0.003)
+        return decode(runner, features=features)
+
+    monkeypatch.setattr(Runner, "decode", slowly)
+
+
+@pytest.mark.usefixtures("two_at_once", "long_steps")
 async def test_a_race_that_is_over_leaves_nothing_behind() -> None:
     async with running(ggufs.tiny_random()) as engine:
         await generate(engine, Prompt(text="warm", max_tokens=8))
@@ -80,7 +94,7 @@ async def test_a_race_that_is_over_leaves_nothing_behind() -> None:
         assert engine.stats().cells_live == 0
 
 
-@pytest.mark.usefixtures("two_at_once")
+@pytest.mark.usefixtures("two_at_once", "long_steps")
 async def test_paused_candidates_make_room_and_come_back() -> None:
     async with running(ggufs.tiny_random(), max_sequences=6) as engine:
         await generate(engine, Prompt(text="warm", max_tokens=8))
