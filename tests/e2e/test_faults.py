@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import RunningServer, children, launch_server, wait_for
+from tests.disks import mounted
 from tests.e2e.faults import Seen, broken_promises, ledger_rows, load
 from tests.ledgers import Cluster, postgres_binaries
 
@@ -87,16 +88,8 @@ async def test_postgresql_is_killed(launch_server: Launch, tmp_path: Path, clust
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"this machine mounts nothing: {mounted.stderr.decode()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted(tmp_path / "disk", megabytes=24) as disk:
+        yield disk
 
 
 async def test_the_disk_fills_up(launch_server: Launch, small_disk: Path) -> None:

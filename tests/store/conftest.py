@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from atlas.directory import DataDirectory
 from atlas.settings import LedgerSettings
 from atlas.store import Journal, Store, open_store
 from atlas.types import User
+from tests.disks import mounted
 from tests.ledgers import SERVER_URL, Cluster, fresh_database, postgres_binaries
 from tests.store.journals import PAIRS, PATIENCE_S, Journals, Place, Servers, running
 
@@ -163,25 +161,7 @@ def add_user(store: Store, username: str = "bob", **invitation: object) -> User:
     )
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], check=False, capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)  # something may look at it just now
-
-
-@contextmanager
-def read_only(disk: Path) -> Iterator[None]:
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    with mounted(tmp_path / "small", megabytes=4) as disk:
+        yield disk

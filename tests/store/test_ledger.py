@@ -15,7 +15,7 @@ from atlas.store.database import SQLite
 from atlas.store.ledger import GROUP_LIMIT, Ledger
 from atlas.store.tables import meta
 from atlas.store.written import Written
-from tests.store.conftest import needs_root, read_only
+from tests.disks import read_only
 from tests.store.test_usage import Held, reservation, usage
 
 
@@ -150,7 +150,6 @@ def settle_until_failure(store: Store) -> LedgerUnavailable:
     raise AssertionError("nothing failed")
 
 
-@needs_root
 def test_a_full_disk_is_said_and_recovered_from(small_disk: Path) -> None:
     directory = DataDirectory(small_disk / "data").create()
     directory.hold()
@@ -177,7 +176,6 @@ def test_a_full_disk_is_said_and_recovered_from(small_disk: Path) -> None:
     directory.release()
 
 
-@needs_root
 def test_a_file_system_that_turns_read_only_is_said_and_recovered_from(small_disk: Path) -> None:
     ledger = Ledger(SQLite(small_disk / "atlas.sqlite3"))
     ledger.migrate()

@@ -12,7 +12,7 @@ import pytest
 
 from atlas.errors import LedgerUnavailable
 from atlas.store import KeptResponse, KeptResponses
-from tests.store.conftest import read_only
+from tests.disks import read_only
 
 ID = "resp_" + "0" * 24
 ANSWER = KeptResponse(
