@@ -93,6 +93,7 @@ class Prompt(Value, frozen=True, kw_only=True):
         json_schema: the answer must be JSON of this schema; `{}` means any JSON object.
         grammar: the whole answer must follow this grammar, in llama.cpp's GBNF; goes with neither tools nor json_schema.
         top_logprobs: None for no log-probabilities, else how many alternatives (0..20) beside each chosen token.
+        mean_logprob: have each answer's `mean_logprob`, at least an estimate; without it, only with `top_logprobs`.
         thinking: None leaves it to the model's template; False asks for none.
         thinking_budget_tokens: thinking is closed after this many tokens.
         adapter: name of a LoRA adapter to answer with; None is the model as it is.
@@ -120,6 +121,7 @@ class Prompt(Value, frozen=True, kw_only=True):
     json_schema: dict[str, Any] | None = None
     grammar: str | None = None
     top_logprobs: int | None = None
+    mean_logprob: bool = False
     thinking: bool | None = None
     thinking_budget_tokens: int | None = None
     adapter: str | None = None
@@ -182,7 +184,7 @@ class Generation(Value, frozen=True, kw_only=True):
     Attributes:
         tokens: ids generated, the end-of-turn token excluded.
         num_tokens: tokens generated, end-of-turn included: what usage counts.
-        mean_logprob: mean log-probability of the generated tokens; a remote engine that sends none leaves None.
+        mean_logprob: mean log-probability of the generated tokens, where it was asked for and the engine knows it.
         matched_stop: the stop string that ended it; None if none did, or the engine does not say.
     """
 

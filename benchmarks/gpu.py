@@ -170,7 +170,9 @@ def on_host(model: Any, rows: int) -> Callable[[Any, int], list[int]]:
     from atlas.engine.sampler import Recommended, Sampler, Want, sample
     from atlas.types import Sampling
 
-    wants = [Want(Sampler(Sampling(**SAMPLING), Recommended(), seed=row, prompt_tail=[]), None, None) for row in range(rows)]
+    wants = [
+        Want(Sampler(Sampling(**SAMPLING), Recommended(), seed=row, prompt_tail=[]), None, None, False) for row in range(rows)
+    ]
     scratch = Candidates()
 
     def draw(context: Any, num: int) -> list[int]:

@@ -34,7 +34,7 @@ from atlas.types import Delta, EngineStats, Generation
 log = structlog.get_logger("atlas.engine")
 
 T = TypeVar("T")
-HAND_OVER_S = 0.004  # shorter steps share a call into the event loop: no reader sees it, a 14B model's take longer (chosen)
+HAND_OVER_S = 0.016  # a frame of a display: steps within it share a call into the event loop (chosen; measured: docs/log.md)
 RACE_HAND_OVER_S = 0.05  # where only races run: of these the ends are read, at once, and the words for repetition (chosen)
 
 
@@ -164,11 +164,11 @@ class Core:
 
     async def remember(self, entries: list[Entry]) -> None:
         """Take in prefixes that `prefixes` of another context has given, computed with the same weights in the same way."""
-        await self.between_steps(lambda: self._scheduler.remember(entries))
+        await self.between_steps(lambda: self._scheduler.finished.remember(entries))
 
     async def prefixes(self) -> list[Entry]:
         """Copies of the finished prefixes that were computed without an adapter."""
-        return await self.between_steps(self._scheduler.known)
+        return await self.between_steps(self._scheduler.finished.known)
 
     async def stop(self) -> None:
         """Abort what runs and end the thread; returns when it has ended (one step at most)."""

@@ -13,7 +13,7 @@ between two of them or with the base (key 0).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -122,10 +122,10 @@ class PrefixTree:
         """This adapter, of which nothing is held any more, does not come back."""
         self._roots.pop(key, None)
 
-    def private_cells(self, seq_id: int) -> int:
-        """Cells that releasing this sequence would free."""
+    def cells_among(self, seq_id: int, seq_ids: Set[int]) -> int:
+        """Cells of this sequence that none but `seq_ids`, of which it is one, hold."""
         total, node = 0, self._ends.get(seq_id)
-        while node is not None and node.parent is not None and node.holders == {seq_id}:
+        while node is not None and node.parent is not None and node.holders <= seq_ids:
             total += node.length
             node = node.parent
         return total

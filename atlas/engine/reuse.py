@@ -19,6 +19,7 @@ from atlas.engine.runner import Tokens
 from atlas.engine.sequence import Sequence
 
 WORTH_WAITING_TOKENS = 32  # a prompt lets one with a longer common prefix go first; chosen, unmeasured
+TILE_ROWS, ALMOST_TILE_ROWS = 64, 52  # llama.cpp's tiles begin at 64 rows, which take less time than 53 to 63 (docs/log.md)
 NOTHING = Match(0, None)
 
 
@@ -50,13 +51,16 @@ class Reuse(Protocol):
 
 
 class AnyPrefix:
-    """Of attention."""
+    """Of attention; `has_tiles`: by llama.cpp's flash attention on a CPU."""
 
-    def __init__(self, tree: PrefixTree, host: HostCache) -> None:
-        self._tree, self._host = tree, host
+    def __init__(self, tree: PrefixTree, host: HostCache, *, has_tiles: bool) -> None:
+        self._tree, self._host, self._has_tiles = tree, host, has_tiles
 
     def held(self, sequence: Sequence, positions: Iterable[Position]) -> Match:
-        return self._tree.match(sequence.ids[:-1], key=sequence.key)
+        match = self._tree.match(sequence.ids[:-1], key=sequence.key)
+        fewer = sequence.length - TILE_ROWS
+        is_costly = self._has_tiles and 0 <= fewer < match.length < sequence.length - ALMOST_TILE_ROWS
+        return Match(fewer, match.holder if fewer else None) if is_costly else match
 
     def begin(self, seq_id: int, sequence: Sequence, match: Match) -> None:
         self._tree.begin(seq_id, sequence.ids, match.length, key=sequence.key)

@@ -266,6 +266,7 @@ class Runner:
         self._num_outputs = 0
         self._logits, self._states = (_Output(params.n_outputs_max, width) for width in (model.vocab.size, model.width))
         self.model = model
+        self.has_flash_attention = flash_attention == "on"
         self.vocab_size = model.vocab.size
         self.width = model.width
         self.num_sequences = num_sequences

@@ -17,7 +17,6 @@ from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atlas.engine.chain import Candidates, Chain
 from atlas.engine.grammar import Matcher
@@ -27,17 +26,17 @@ from atlas.types import Sampling
 KEPT_NATS = 14.0  # times the temperature, where that is above 1; measured: same tokens as the full chain with top-k up to 100
 REPETITION_WINDOW = 64  # tokens; llama.cpp's default penalty_last_n
 GROUPED_FROM = 16384  # vocabulary size from which group maxima pay; chosen between 4,096 and 151,936, at which both were measured
-BROAD_GROUPS = 256  # more groups than this within reach of the best: a flat distribution; chosen, unmeasured
-SUMMED_GROUPS = 16  # a flat row's sum is taken over one of so many groups; the whole sum took three quarters of a step's sampling
+SUMMED_GROUPS = 32  # what little a row's worst tokens add to its sum is taken from one of so many groups (measured; docs/log.md)
 FEW_KEPT = 64  # tokens a row that a chain may sort: its own top-k takes less than finding the k-th best beforehand; chosen
 GROUP_DEPTH = 64  # tokens per group, strided so that the maximum runs along contiguous memory
 
 
 class Choice(NamedTuple):
-    """A drawn token and its log-probability after penalties, before temperature.
+    """A drawn token and its log-probability after penalties, before temperature; 0.0 if nobody wants that.
 
-    The sum runs over kept tokens only where these are few, which makes it too high by at most vocabulary * e**-14 (0.13 nats for
-    Qwen3; usually far less). Where they are many, it is estimated over large vocabularies (measured: within 0.1 nats).
+    Over small vocabularies the sum runs over kept tokens only where these are few, which makes it too high by at most
+    vocabulary * e**-14; over large ones the unlikely tokens' part is estimated (measured: within 0.1 nats, where the row is not
+    flat within 0.001).
     """
 
     token: int
@@ -65,7 +64,7 @@ class Kept(NamedTuple):
         ids: (tokens,); likewise logits.
         edges: row i has the tokens edges[i] to edges[i + 1].
         best: the highest logit of each row.
-        log_totals: log-sum-exp of each row.
+        log_totals: log-sum-exp of each row; empty if nobody wants them.
     """
 
     ids: Tokens
@@ -82,7 +81,7 @@ class Kept(NamedTuple):
             np.concatenate([self.logits[part] for part in parts]),
             [0, *accumulate(part.stop - part.start for part in parts)],
             [self.best[row] for row in rows],
-            [self.log_totals[row] for row in rows],
+            [self.log_totals[row] for row in rows] if self.log_totals else [],
         )
 
 
@@ -160,7 +159,7 @@ class Sampler:
         else:
             token, logit = scratch.draw(self._chain, first, last)
             logit *= self.temperature
-        return Choice(token, logit - kept.log_totals[row])
+        return Choice(token, logit - kept.log_totals[row] if kept.log_totals else 0.0)
 
     def close(self) -> None:
         if self._chain is not None:
@@ -168,11 +167,12 @@ class Sampler:
 
 
 class Want(NamedTuple):
-    """What one draw asks of its logits; `matcher` only where the grammar binds this token."""
+    """What one draw asks of its logits; `matcher` only where the grammar binds this token; `logprob`: its Choice's."""
 
     sampler: Sampler
     matcher: Matcher | None
     top_logprobs: int | None
+    logprob: bool
 
     @property
     def is_plain(self) -> bool:
@@ -203,28 +203,29 @@ def sample(
         want.sampler.adjust(logits[row])
         if want.matcher is not None:
             want.matcher.mask(logits[row])
-    kept = _keep(logits, [want.sampler for want in wants], rows)
+    kept = _keep(logits, wants, rows)
     scratch.fill(kept.ids, kept.logits)
     choices = [want.sampler.choose(scratch, kept, at) for at, want in enumerate(wants)]
     return list(zip(choices, exact, strict=True))
 
 
-def _keep(logits: Rows, samplers: list[Sampler], rows: Seq[int]) -> Kept:
-    """For each sampler, what it can draw of its row: within its nats of the maximum, and no worse than the last of its top-k.
+def _keep(logits: Rows, wants: list[Want], rows: Seq[int]) -> Kept:
+    """For each want, what it can draw of its row: within its nats of the maximum, and no worse than the last of its top-k.
 
     At least one token each. What is left in `logits` is of no use.
     """
     nats, wanted = [0.0] * len(logits), [1] * len(logits)
-    for row, sampler in zip(rows, samplers, strict=True):
+    for row, (sampler, *_) in zip(rows, wants, strict=True):
         nats[row] = max(nats[row], sampler.kept_nats)
         wanted[row] = max(wanted[row], sampler.num_wanted) if wanted[row] and sampler.num_wanted else 0
+    summed = any(want.logprob for want in wants)
     keep = _keep_directly if logits.shape[1] < GROUPED_FROM else _keep_by_groups
     with np.errstate(invalid="ignore", divide="ignore"):  # a row where nothing is allowed
-        kept = keep(logits, np.array(nats, np.float32), wanted)
+        kept = keep(logits, np.array(nats, np.float32), wanted, summed=summed)
     return kept if len(rows) == len(logits) else kept.of(rows)
 
 
-def _keep_directly(logits: Rows, nats: Rows, wanted: list[int]) -> Kept:
+def _keep_directly(logits: Rows, nats: Rows, wanted: list[int], *, summed: bool) -> Kept:
     best = logits.max(axis=1)
     floor = best - nats
     found = np.flatnonzero(logits >= floor[:, None])
@@ -234,10 +235,11 @@ def _keep_directly(logits: Rows, nats: Rows, wanted: list[int]) -> Kept:
         found = np.flatnonzero(logits >= floor[:, None])
     rows, ids = np.divmod(found, logits.shape[1])
     kept = logits.ravel()[found]
-    return _kept(rows, ids, kept, best, _log_totals_of(rows, kept, best) if is_few else _log_totals(logits, best))
+    return _kept(rows, ids, kept, best, _log_totals(logits, rows, kept, best, is_few=is_few) if summed else None)
 
 
-def _keep_by_groups(logits: Rows, nats: Rows, wanted: list[int]) -> Kept:
+def _keep_by_groups(logits: Rows, nats: Rows, wanted: list[int], *, summed: bool) -> Kept:
+    """The k-th best of all groups' best tokens is no better than the k-th best token: whatever is worse cannot be drawn."""
     num_rows, vocab_size = logits.shape
     stride = vocab_size // GROUP_DEPTH
     body, tail = logits[:, : stride * GROUP_DEPTH].reshape(num_rows, GROUP_DEPTH, stride), logits[:, stride * GROUP_DEPTH :]
@@ -245,35 +247,19 @@ def _keep_by_groups(logits: Rows, nats: Rows, wanted: list[int]) -> Kept:
     best = peaks.max(axis=1)
     if tail.size:
         best = np.maximum(best, tail.max(axis=1))
-    floor = best - nats
-    is_near = peaks >= floor[:, None]
-    if broad := _broad(is_near, wanted):
-        floor[broad] = np.maximum(floor[broad], _ranked(peaks[broad], [wanted[row] for row in broad]))
-        is_near = peaks >= floor[:, None]
-    rows, groups = _where(is_near)
-    values = body[rows, :, groups]  # (hits, GROUP_DEPTH)
-    hits, depth = _where(values >= floor[rows][:, None])
-    rows, ids, kept = rows[hits], depth * stride + groups[hits], values[hits, depth]
+    floor = np.maximum(best - nats, _ranked(peaks, wanted))
+    near = np.flatnonzero(peaks >= floor[:, None])
+    rows, groups = np.divmod(near, stride)
+    values = body[rows, :, groups]  # (groups near the best, GROUP_DEPTH)
+    hits, depth = np.divmod(np.flatnonzero(values >= floor[rows][:, None]), GROUP_DEPTH)
+    found = (rows * vocab_size + groups)[hits] + depth * stride
     if tail.size:
-        tail_rows, tail_ids = _where(tail >= floor[:, None])
-        rows, ids = np.concatenate([rows, tail_rows]), np.concatenate([ids, tail_ids + stride * GROUP_DEPTH])
-        kept = np.concatenate([kept, tail[tail_rows, tail_ids]])
-    order = np.argsort(rows * vocab_size + ids)
-    rows, ids, kept = rows[order], ids[order], kept[order]
-    log_totals = _log_totals_of(rows, kept, best)
-    if broad:  # what is kept no longer carries nearly all of the sum
-        log_totals[broad] = _estimated_totals(body[:, :, : stride // SUMMED_GROUPS][broad], peaks[broad], best[broad])
-    return _kept(rows, ids, kept, best, log_totals)
-
-
-def _where(mask: NDArray[np.bool_]) -> tuple[Tokens, Tokens]:
-    """`np.nonzero` of two dimensions, three times as fast where little is true."""
-    return np.divmod(np.flatnonzero(mask), mask.shape[1])
-
-
-def _broad(is_near: NDArray[np.bool_], wanted: list[int]) -> list[int]:
-    """Rows of which thousands of tokens would be kept, though few of them can be drawn; is_near: (rows, groups)."""
-    return [row for row, near in enumerate(is_near) if 0 < wanted[row] <= BROAD_GROUPS and np.count_nonzero(near) > BROAD_GROUPS]
+        tail_rows, tail_ids = np.divmod(np.flatnonzero(tail >= floor[:, None]), tail.shape[1])
+        found = np.concatenate([found, tail_rows * vocab_size + tail_ids + stride * GROUP_DEPTH])
+    found.sort()
+    rows, ids = np.divmod(found, vocab_size)
+    kept = logits.ravel()[found]
+    return _kept(rows, ids, kept, best, _estimated_totals(rows, kept, body, peaks, floor, best) if summed else None)
 
 
 def _ranked(values: Rows, wanted: list[int]) -> Rows:
@@ -284,30 +270,36 @@ def _ranked(values: Rows, wanted: list[int]) -> Rows:
     return np.array([ranked[row, -k] if 0 < k <= width else -np.inf for row, k in enumerate(wanted)], np.float32)
 
 
-def _log_totals(logits: Rows, best: Rows) -> Rows:
-    """Log-sum-exp of whole rows, (rows,); the logits are used up: copies of 12 MB would cost as much as the sums."""
+def _log_totals(logits: Rows, rows: Tokens, kept: Rows, best: Rows, *, is_few: bool) -> Rows:
+    """Log-sum-exp, (rows,), of what is kept of each row where that is all that counts, else of whole rows, which are used up."""
+    if is_few:
+        return np.asarray(best + np.log(np.bincount(rows, np.exp(kept - best[rows]), len(best))))
     np.subtract(logits, best[:, None], out=logits)
     np.exp(logits, out=logits)
     return np.asarray(best + np.log(logits.sum(axis=1)))
 
 
-def _log_totals_of(rows: Tokens, kept: Rows, best: Rows) -> Rows:
-    """Log-sum-exp of what is kept of each row, (rows,), where that is all that counts; rows: which each kept logit is of."""
-    return np.asarray(best + np.log(np.bincount(rows, np.exp(kept - best[rows]), len(best))))
+def _estimated_totals(rows: Tokens, kept: Rows, body: Rows, peaks: Rows, floor: Rows, best: Rows) -> Rows:
+    """Log-sum-exp of rows, (rows,): what is kept and the other groups' best tokens in full, the rest as in some of the groups."""
+    num_groups = peaks.shape[1] // SUMMED_GROUPS
+    of_kept = np.bincount(rows, np.exp(kept - best[rows]), len(best))
+    of_peaks = _below(peaks, floor, best)
+    of_some = _below(body[:, :, :num_groups].reshape(len(best), -1), floor, best)  # copied: three times as fast as in place
+    rest = of_some.sum(axis=1) - of_peaks[:, :num_groups].sum(axis=1)
+    return np.asarray(best + np.log(of_kept + of_peaks.sum(axis=1) + rest * (peaks.shape[1] / num_groups)))
 
 
-def _estimated_totals(groups: Rows, peaks: Rows, best: Rows) -> Rows:
-    """Log-sum-exp of flat rows, (rows,), from the peaks of all groups and from some whole groups, (rows, depth, groups)."""
-    of_peaks = np.exp(peaks - best[:, None])
-    num_groups = groups.shape[2]
-    weights = groups - best[:, None, None]
-    below = np.exp(weights, out=weights).sum(axis=(1, 2)) - of_peaks[:, :num_groups].sum(axis=1)
-    return np.asarray(best + np.log(of_peaks.sum(axis=1) + below * (peaks.shape[1] / num_groups)))
+def _below(values: Rows, floor: Rows, best: Rows) -> Rows:
+    """Weights of the values below each row's floor, 0 for the others."""
+    weights = values - best[:, None]
+    np.exp(weights, out=weights)
+    weights *= values < floor[:, None]
+    return weights
 
 
-def _kept(rows: Tokens, ids: Tokens, logits: Rows, best: Rows, log_totals: Rows) -> Kept:
+def _kept(rows: Tokens, ids: Tokens, logits: Rows, best: Rows, log_totals: Rows | None) -> Kept:
     edges = np.searchsorted(rows, np.arange(len(best) + 1))
-    return Kept(ids, logits, edges.tolist(), best.tolist(), log_totals.tolist())
+    return Kept(ids, logits, edges.tolist(), best.tolist(), [] if log_totals is None else log_totals.tolist())
 
 
 def _log_total(row: Rows) -> float:

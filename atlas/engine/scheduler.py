@@ -17,36 +17,23 @@ All rows of a step use one adapter, or none (`turns.py` says whose turn it is); 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import count
-from typing import NamedTuple
 
-from atlas.engine.host_cache import Entry, HostCache
+from atlas.engine.finished import Finished
+from atlas.engine.host_cache import HostCache
 from atlas.engine.pace import Pace
 from atlas.engine.plan import Draft, Part, Plan
 from atlas.engine.race import Race, Row
 from atlas.engine.radix import Match, PrefixTree
 from atlas.engine.reuse import AnyPrefix, Position, Reuse, WholeState
 from atlas.engine.rows import SharedRows
-from atlas.engine.runner import Runner, Tokens
+from atlas.engine.runner import Runner
 from atlas.engine.sequence import Job, Sequence
 from atlas.engine.turns import Turns
 
 GROWTH_TOKENS = 64  # cells kept ready for each running sequence at admission; chosen, unmeasured
-# A finished prefix that stays in the context makes every decode row attend over its cells (masked, but computed). After this many
-# rows that has cost about what getting it back would (ski rental: at most twice the best), so it goes.
-CARRIED_ROWS = 2048  # if it has to be computed again: by arithmetic 1,760 on a CPU (docs/log.md), 16,000 for Qwen3-14B on a GPU
-CARRIED_ROWS_IF_SAVED = 64  # if it is copied to the host and back
 WORTH_LOADING_TOKENS = 32  # more than what is in the context anyway; chosen, unmeasured
-
-
-class Held(NamedTuple):
-    """A finished prefix in the context: its tokens, how many decode rows had been seen at its last use, its adapter's key."""
-
-    ids: Tokens
-    num_rows: int
-    key: int
 
 
 class Scheduler:
@@ -64,19 +51,24 @@ class Scheduler:
     ) -> None:
         self._runner = runner
         self._host = HostCache(host_tokens)
-        self._carried_rows = CARRIED_ROWS_IF_SAVED if host_tokens else CARRIED_ROWS
         self._max_running = max_running
-        self._max_cached = max_cached
         self._pace, self._race = pace, race
         self._tree = PrefixTree()
-        self._reuse: Reuse = (AnyPrefix if runner.model.can_drop_tails else WholeState)(self._tree, self._host)
+        self._reuse = self._policy(has_tiles=splits_steps and runner.has_flash_attention)
         self._rows = SharedRows(self._tree, runner)
         self._free_ids = list(range(runner.num_sequences))
-        self._cached: OrderedDict[int, Held] = OrderedDict()  # by sequence id, least recently used first
+        self.finished = Finished(
+            self._tree,
+            runner,
+            self._host,
+            self._release,
+            most=max_cached,
+            is_copied=host_tokens > 0,
+            counts_prompts=splits_steps,
+        )
         self._splits_steps = splits_steps
         self._were_apart: set[int] = set()  # adapters whose decode rows have waited
         self._turns = Turns()
-        self._num_rows = 0
         self._cells_idle: int | None = None  # None: to be counted
         self._waiting: list[tuple[tuple[int, int], int, Sequence]] = []
         self._tie = count()
@@ -103,6 +95,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._waiting) or any(not sequence.is_spent for sequence in self.running)
+
+    def _policy(self, *, has_tiles: bool) -> Reuse:
+        if self._runner.model.can_drop_tails:
+            return AnyPrefix(self._tree, self._host, has_tiles=has_tiles)
+        return WholeState(self._tree, self._host)
 
     def add(self, sequence: Sequence) -> None:
         if sequence.is_parked:
@@ -153,23 +150,24 @@ class Scheduler:
             if plan.decode or plan.prefill:
                 break
         self._turns.took(key)
-        self._num_rows += len(plan.decode)
+        self.finished.looked_over(plan)
         return plan
 
     def _plan_of(self, key: int, *, is_alone: bool) -> Plan:
         decode = [Part(row, row[0].num_held, row[0].to_feed, True) for row in self._decoding(key)]
-        self._drop_stale()
+        self.finished.drop_stale()
         if all(sequence.is_decoding for sequence in self.running):
             self._were_apart.discard(key)
             return Plan(decode, [])
         limit = self._runner.batch.capacity - len(decode)
         budget = limit if is_alone and not decode else min(limit, self._pace.tokens(len(decode)))
-        prefill = self._prefill_parts(key, budget, reserved=len(decode))
-        if not self._is_better_apart(key, decode, prefill):
+        plan = Plan(decode, self._prefill_parts(key, budget, reserved=len(decode)))
+        self.finished.drop_stale(plan)
+        if not self._is_better_apart(key, decode, plan.prefill):
             self._were_apart.discard(key)
-            return Plan(decode, prefill)
+            return plan
         self._were_apart.add(key)
-        return Plan([], prefill)
+        return Plan([], plan.prefill)
 
     def _is_better_apart(self, key: int, decode: list[Part], prefill: list[Part]) -> bool:
         """Whether prompts are done sooner if the decode rows wait a step; they are never left out twice in a row."""
@@ -190,7 +188,6 @@ class Scheduler:
     def with_drafts(self, plan: Plan, drafts: list[Draft]) -> Plan:
         if not any(drafts):
             return plan
-        self._num_rows += sum(map(len, drafts))
         return Plan([part._replace(draft=draft) for part, draft in zip(plan.decode, drafts, strict=True)], [])
 
     def accepted(self, sequences: Row) -> None:
@@ -206,15 +203,14 @@ class Scheduler:
         seq_id, sequence.seq_id = sequence.seq_id, None
         assert seq_id is not None
         if keep and sequence.num_held:
-            self._cached[seq_id] = Held(sequence.ids[: sequence.num_held].copy(), self._num_rows, sequence.key)
-            self._drop_stale()
+            self.finished.keep(seq_id, sequence.ids[: sequence.num_held].copy(), key=sequence.key)
         else:
             self._release(seq_id)
 
     def preempt(self, sequence: Sequence) -> None:
         """Take a running sequence's cells; it goes back to the head of the queue with its tokens."""
         assert sequence.seq_id is not None
-        self._save(sequence.seq_id, sequence.ids[: sequence.num_held].copy(), key=sequence.key)
+        self.finished.save(sequence.seq_id, sequence.ids[: sequence.num_held].copy(), key=sequence.key)
         self._put_back(sequence, keep=False)
         self.num_preempted += 1
 
@@ -224,24 +220,10 @@ class Scheduler:
 
     def forget_adapter(self, key: int) -> None:
         """Nothing runs or waits with this adapter any more, nothing will: let go of what was computed with it."""
-        for seq_id in [seq_id for seq_id, held in self._cached.items() if held.key == key]:
-            self._release(seq_id)
+        self.finished.forget_adapter(key)
         self._tree.forget(key)
-        self._host.forget(key)
         self._turns.forget(key)
         self._were_apart.discard(key)
-
-    def remember(self, entries: Iterable[Entry]) -> None:
-        """Prefixes of the base that another context of the same kind has computed."""
-        for ids, state, key in entries:
-            if self._host.wants(ids, key=key):
-                self._host.put(ids, state, key=key)
-
-    def known(self) -> list[Entry]:
-        """Finished prefixes of the base; those in the context have been used last."""
-        for seq_id, held in self._cached.items():
-            self._save(seq_id, held.ids, key=held.key)
-        return self._host.entries()
 
     def _put_back(self, sequence: Sequence, *, keep: bool) -> None:
         self.retire(sequence, keep=keep)
@@ -296,8 +278,7 @@ class Scheduler:
         assert sequence.seq_id is not None
         if match.holder is not None:
             self._runner.share(match.holder, sequence.seq_id, match.length)
-            if match.holder in self._cached:
-                self._cached[match.holder] = self._cached.pop(match.holder)._replace(num_rows=self._num_rows)
+            self.finished.touch(match.holder)
         self._reuse.begin(sequence.seq_id, sequence, match)
         self._cells_idle = None
         sequence.num_held = match.length
@@ -327,8 +308,7 @@ class Scheduler:
         for other in self.running:
             if other.is_placed and other.seq_id is not None:
                 yield Position(other.seq_id, other.ids[: other.num_held], other.key)
-        for seq_id, held in self._cached.items():
-            yield Position(seq_id, held.ids, held.key)
+        yield from self.finished.positions()
 
     def _cells_needed(self, sequence: Sequence) -> int:
         is_sibling = any(other.job is sequence.job for other in self.running)
@@ -351,8 +331,8 @@ class Scheduler:
 
     def _room(self, wanted: int, *, but: Sequence | None = None) -> int:
         """Free cells, after evicting finished prefixes while fewer than `wanted`; for `but`, also after preempting others."""
-        while (free := self._runner.context_tokens - self._tree.cells) < wanted and self._cached:
-            self._evict()
+        while (free := self._runner.context_tokens - self._tree.cells) < wanted and self.finished:
+            self.finished.evict()
         if free <= 0 and but is not None and len(self.running) > 1:
             youngest = self._youngest()
             if youngest is not but:
@@ -364,31 +344,12 @@ class Scheduler:
         """Who gives way first: parked ones, then those that came last."""
         return max((s for s in self.running if s.is_placed), key=lambda s: (s.is_parked, _turn(s)))
 
-    def _drop_stale(self) -> None:
-        """Finished prefixes beyond their number, or carried longer than getting them back would take."""
-        while self._cached:
-            oldest = next(iter(self._cached.values()))
-            if len(self._cached) <= self._max_cached and self._num_rows - oldest.num_rows <= self._carried_rows:
-                return
-            self._evict()
-
-    def _evict(self) -> None:
-        """Take the cells of the finished prefix that was used longest ago."""
-        seq_id, held = next(iter(self._cached.items()))
-        self._save(seq_id, held.ids, key=held.key)
-        self._release(seq_id)
-
-    def _save(self, seq_id: int, ids: Tokens, *, key: int) -> None:
-        if self._host.wants(ids, key=key):
-            self._host.put(ids, self._runner.save(seq_id), key=key)
-
     def _take_id(self) -> int:
         if not self._free_ids:
-            self._evict()
+            self.finished.evict()
         return self._free_ids.pop()
 
     def _release(self, seq_id: int) -> None:
-        self._cached.pop(seq_id, None)
         self._tree.release(seq_id)
         self._cells_idle = None
         self._runner.drop(seq_id)

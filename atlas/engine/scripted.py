@@ -226,6 +226,10 @@ class _Candidate:
         self.group.put([last])
         self.group.finish(self._generation(reason, num_tokens))
 
+    @property
+    def _knows_mean(self) -> bool:
+        return self.prompt.mean_logprob or self.prompt.top_logprobs is not None
+
     def _generation(self, reason: FinishReason, num_tokens: int) -> Generation:
         total = sum(logprob.logprob for logprob in self._logprobs)
         return Generation(
@@ -240,7 +244,7 @@ class _Candidate:
             tokens=tuple(self._tokens),
             num_tokens=num_tokens,
             logprobs=() if self.prompt.top_logprobs is None else tuple(self._logprobs),
-            mean_logprob=total / len(self._logprobs) if self._logprobs else None,
+            mean_logprob=total / len(self._logprobs) if self._logprobs and self._knows_mean else None,
             timings=Timings(first_token_s=self._first_token_s, total_s=time.monotonic() - self._started_s),
         )
 

@@ -187,7 +187,8 @@ class Sequence:
 
     def want(self, row: Rows) -> Want:
         """What this candidate asks of its logits, row: (vocabulary,)."""
-        return Want(self.sampler, self._matcher if self._is_bound(row) else None, self.job.prompt.top_logprobs)
+        prompt = self.job.prompt
+        return Want(self.sampler, self._matcher if self._is_bound(row) else None, prompt.top_logprobs, prompt.mean_logprob)
 
     def note_state(self, state: Rows) -> None:
         """Hidden state at a generated token, (width,)."""
@@ -281,7 +282,7 @@ class Sequence:
             tokens=tuple(self._ids[self.prompt_length : self.length].tolist()),
             num_tokens=num_tokens,
             logprobs=tuple(self._logprobs),
-            mean_logprob=self._sum_logprob / self._num_sampled if self._num_sampled else None,
+            mean_logprob=self._mean_logprob(),
             features=self._features(),
             finish_reason=reason,
             matched_stop=self._stream.matched_stop,
@@ -292,6 +293,10 @@ class Sequence:
                 total_s=now - job.submitted_at,
             ),
         )
+
+    def _mean_logprob(self) -> float | None:
+        is_known = self.job.prompt.mean_logprob or self.job.prompt.top_logprobs is not None
+        return self._sum_logprob / self._num_sampled if is_known and self._num_sampled else None
 
     def _features(self) -> Features | None:
         if self._sum_state is None or self._last_state is None:

@@ -141,6 +141,7 @@ class Round:
             thinking=route.thinking,
             deadline_s=self._desk.left_s,
             is_race=self._is_race(self._desk.suite),
+            mean_logprob=True,
         )
 
     def _is_race(self, suite: Suite | None) -> bool:

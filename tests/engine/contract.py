@@ -278,6 +278,12 @@ async def logprobs_stand_beside_every_token(engine: Engine) -> None:
         assert generation.tokens == tuple(logprob.token for logprob in generation.logprobs)
     (bare,) = await generate(engine, greedy(top_logprobs=0, max_tokens=4))
     assert [logprob.top for logprob in bare.logprobs] == [()] * 4
+    (asked, unasked) = (
+        *await generate(engine, greedy(mean_logprob=True, max_tokens=8)),
+        *await generate(engine, greedy(max_tokens=8)),
+    )
+    assert unasked.mean_logprob is None
+    assert asked.mean_logprob is None or asked.mean_logprob == pytest.approx(generation.mean_logprob, abs=0.1)
 
 
 @check(lambda can: can.features)

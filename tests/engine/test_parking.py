@@ -77,15 +77,19 @@ async def test_a_parked_candidate_gives_its_place_to_one_that_can_use_it() -> No
         await settled(engine)
 
 
-async def test_who_stepped_aside_finds_its_cells_again() -> None:
-    async with running(ggufs.tiny_random(), max_sequences=1) as engine:
+@pytest.mark.parametrize(("host_cache_tokens", "stays"), [(0, True), (4096, False)])
+async def test_who_stepped_aside_finds_its_cells_again(host_cache_tokens: int, stays: bool) -> None:
+    """In the context, or copied back from the host's memory: either way nothing is computed anew."""
+    async with running(ggufs.tiny_random(), max_sequences=1, host_cache_tokens=host_cache_tokens) as engine:
         group = await engine.submit(ask("y" * 500, allowance_tokens=5))
         await reached(group, 5)
         await generate(engine, ask("between"))
-        assert engine.stats().cells_used > 500
+        assert (engine.stats().cells_used > 500) == stays
         assert engine.stats().preemptions == 0
+        num_steps = engine.stats().steps
         group.allow(None)
-        await group.all()
+        (generation,) = await group.all()
+        assert engine.stats().steps - num_steps == generation.num_tokens - 5
         await settled(engine)
 
 

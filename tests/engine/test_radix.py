@@ -38,7 +38,8 @@ def test_sibling_tails_do_not_merge_but_both_are_counted() -> None:
     tree.extend((0,), ids(8))
     tree.extend((1,), ids(8))
     assert tree.cells == 3
-    assert tree.private_cells(1) == 1
+    assert tree.cells_among(1, {1}) == 1
+    assert tree.cells_among(1, {0, 1}) == 2
     assert tree.held_by({1}) == 2
 
 
@@ -102,8 +103,9 @@ class CellModel(RuleBasedStateMachine):
         held = [set(cells) for cells in self.cells.values()]
         assert self.tree.cells == len(set().union(*held))
         for seq, cells in self.cells.items():
-            others = set().union(*(set(other) for key, other in self.cells.items() if key != seq))
-            assert self.tree.private_cells(seq) == len(set(cells) - others)
+            for among in ({seq}, {seq, *list(self.cells)[::2]}):
+                others = set().union(*(set(other) for key, other in self.cells.items() if key not in among))
+                assert self.tree.cells_among(seq, among) == len(set(cells) - others)
 
 
 TestCellModel = CellModel.TestCase

@@ -31,7 +31,7 @@ def sampler(**given: float) -> Sampler:
 
 
 def draw(rows: np.ndarray, samplers: list[Sampler], *, top: int | None = None) -> list[Choice]:
-    wants = [Want(each, None, top) for each in samplers]
+    wants = [Want(each, None, top, True) for each in samplers]
     return [choice for choice, _ in sample(rows.copy(), wants, Candidates())]
 
 
@@ -89,7 +89,7 @@ def test_flat_rows_without_top_k_keep_every_token() -> None:
     """A uniform distribution must stay one: 4,000 draws over 2,048 tokens hit more than 1,500 different ones (expected 1,758)."""
     row, scratch = np.zeros((1, SMALL), np.float32), Candidates()
     each = sampler(temperature=1.0, top_k=0, top_p=1.0)
-    tokens = {sample(row.copy(), [Want(each, None, None)], scratch)[0][0].token for _ in range(4000)}
+    tokens = {sample(row.copy(), [Want(each, None, None, False)], scratch)[0][0].token for _ in range(4000)}
     assert len(tokens) > 1500
 
 
@@ -98,7 +98,7 @@ def test_draws_follow_the_distribution() -> None:
     row = np.full((1, SMALL), -np.inf, np.float32)
     row[0, [5, 6, 7]] = np.log([0.5, 0.3, 0.2])
     each, scratch = sampler(temperature=1.0, top_k=0, top_p=1.0), Candidates()
-    tokens = [sample(row.copy(), [Want(each, None, None)], scratch)[0][0].token for _ in range(20_000)]
+    tokens = [sample(row.copy(), [Want(each, None, None, False)], scratch)[0][0].token for _ in range(20_000)]
     for token, share in ((5, 0.5), (6, 0.3), (7, 0.2)):
         assert tokens.count(token) / 20_000 == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / 20_000))
 
@@ -135,7 +135,7 @@ def test_a_row_of_no_numbers_ends_its_answer_and_no_other(vocab: int, broken: tu
 @pytest.mark.parametrize("vocab", [SMALL, VOCAB])
 def test_exact_logprobs_are_those_of_the_whole_row(vocab: int) -> None:
     rows = logits(2, vocab=vocab)
-    wants = [Want(sampler(temperature=0.0), None, 5), Want(sampler(temperature=0.0), None, None)]
+    wants = [Want(sampler(temperature=0.0), None, 5, False), Want(sampler(temperature=0.0), None, None, False)]
     (choice, exact), (_, none) = sample(rows.copy(), wants, Candidates())
     assert none is None
     assert exact is not None
