@@ -35,7 +35,7 @@ log = structlog.get_logger("atlas.engine")
 
 T = TypeVar("T")
 HAND_OVER_S = 0.016  # a frame of a display: steps within it share a call into the event loop (chosen; measured: docs/log.md)
-RACE_HAND_OVER_S = 0.05  # where only races run: of these the ends are read, at once, and the words for repetition (chosen)
+UNFOLLOWED_HAND_OVER_S = 0.05  # of whole answers and races the ends are read, at once, and a race's words for repetition (chosen)
 
 
 class Cancel(NamedTuple):
@@ -203,7 +203,7 @@ class Core:
             log.error("step.failed", exc_info=error)
             self._fail_all(error if isinstance(error, AtlasError) else EngineFailed(f"engine step failed: {error!r}"))
         self._cells_live = self._scheduler.cells_live
-        wait_s = HAND_OVER_S if self._is_followed else RACE_HAND_OVER_S
+        wait_s = HAND_OVER_S if self._is_followed else UNFOLLOWED_HAND_OVER_S
         if self._is_urgent or not self._scheduler.has_work or time.monotonic() - self._delivered_at >= wait_s:
             self._deliver()
 
@@ -289,7 +289,7 @@ class Core:
         news = self._tell(sequence.job.group)
         news.counts[sequence.index] = sequence.num_generated
         self._is_urgent |= sequence.num_generated == 1
-        self._is_followed |= not sequence.job.prompt.is_race
+        self._is_followed |= not (sequence.job.prompt.is_race or sequence.job.prompt.whole)
         if step.generation is not None:
             self._end(sequence, step)
         elif step.delta is not None:

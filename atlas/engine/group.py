@@ -55,6 +55,7 @@ class Group:
         self._on_allowance = on_allowance
         self._num_tokens = [0] * num_candidates
         self._deltas: list[Delta] = []
+        self._num_unread = 0  # of those that its reader has taken
         self._error: Exception | None = None
         self._waiting: list[asyncio.Future[None]] = []
         self._milestones: list[tuple[int, asyncio.Future[None]]] = []
@@ -63,6 +64,11 @@ class Group:
     def is_done(self) -> bool:
         """Whether every candidate has finished or the group has failed."""
         return self._error is not None or len(self.generations) == self.num_candidates
+
+    @property
+    def has_more(self) -> bool:
+        """Whether its reader will get another delta without waiting."""
+        return bool(self._num_unread or self._deltas)
 
     @property
     def num_generated(self) -> int:
@@ -115,7 +121,9 @@ class Group:
         """Deltas of all candidates in the order they came. Raises what made the group fail."""
         while True:
             deltas, self._deltas = self._deltas, []
+            self._num_unread = len(deltas)
             for delta in deltas:
+                self._num_unread -= 1
                 yield delta
             if not self._deltas:
                 if self.is_done:

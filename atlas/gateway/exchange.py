@@ -139,6 +139,14 @@ class Exchange:
         return self.metered.groups if self.metered else []
 
     @property
+    def has_more(self) -> bool:
+        """Whether more of its answer is there already: another delta, or what follows the last one."""
+        groups = self.groups
+        if any(group.has_more for group in groups):
+            return True
+        return bool(groups) and self.metered is not None and self.metered.is_settled
+
+    @property
     def usage(self) -> Usage | None:
         """What is charged, as it is settled or stands now; None if nothing was admitted."""
         return self.metered.charged if self.metered else None

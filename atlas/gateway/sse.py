@@ -66,11 +66,15 @@ class Sending(ASGIStreamingResponse):
         self._timer = self._loop.call_later(0, self._speak)
         watching = asyncio.create_task(_watch(receive, self._gone))
         try:
+            ready: list[bytes] = []  # what has come together is sent together
             async for chunk in self.iterator:
-                self._last_s = self._loop.time()
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                ready.append(chunk)
+                if not self._exchange.has_more:
+                    self._last_s = self._loop.time()
+                    await send({"type": "http.response.body", "body": b"".join(ready), "more_body": True})
+                    ready.clear()
             self._is_over = True
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send({"type": "http.response.body", "body": b"".join(ready), "more_body": False})
         finally:
             self._is_over = True
             self._timer.cancel()
