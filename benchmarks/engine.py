@@ -3,7 +3,7 @@
 Two models with random weights: "vocabulary" has Qwen3's 151,936 tokens and next to no layers, so that sampling and Python
 dominate; "600m" is shaped like Qwen3-0.6B, in Q4_K_M. In each run the servers take turns at each load:
 
-  streams n     n streamed requests at once, each with a prompt of its own
+  streams n     n streamed requests at once, each with a prompt of its own; if n is below 8, eight of them in turns
   best of 20    one request with n=20
 
 llama-cpp-python's own example server, which answers one request at a time, takes its turn at the streams.
@@ -46,6 +46,7 @@ STREAMS = (1, 4, 8, 20, 32)
 BEST_OF = 20
 EXAMPLE = "example server"
 SLOTS = max(STREAMS)
+LEAST_ANSWERS = 8  # of one turn; one or four at a time follow one another, since a single short answer is soon over
 MODELS = {"vocabulary": models.vocabulary, "600m": models.qwen3_600m, "compute": models.compute}
 T95 = (math.inf, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)  # Student's t, one-sided, by degrees of freedom
 LONG_PROMPT = 4000
@@ -66,9 +67,11 @@ def loads(*, prompt_tokens: int, max_tokens: int) -> list[Load]:
     def streams(num: int) -> Load:
         async def ask(peer: Peer, run: int) -> float:
             start_s = time.perf_counter()
-            prompts = (text(run, 100 * num + number) for number in range(num))
-            await asyncio.gather(*(streamed(peer, prompt, max_tokens=max_tokens, seed=run, **SAMPLING) for prompt in prompts))
-            return num * max_tokens / (time.perf_counter() - start_s)
+            total = max(num, LEAST_ANSWERS)
+            for first in range(0, total, num):
+                prompts = (text(run, 100 * num + first + number) for number in range(num))
+                await asyncio.gather(*(streamed(peer, prompt, max_tokens=max_tokens, seed=run, **SAMPLING) for prompt in prompts))
+            return total * max_tokens / (time.perf_counter() - start_s)
 
         return Load(f"streams {num}", ask)
 

@@ -11,9 +11,14 @@ import ctypes
 
 import llama_cpp.llama_cpp as c
 
-__all__ = ["c", "fast"]
+__all__ = ["c", "fast", "get_embeddings", "get_logits"]
 
 fast = ctypes.PyDLL(c._lib._name)  # noqa: SLF001  the library the binding has already found and loaded
+
+# Addresses as numbers: objects of ctypes cost ten times as much. They give up the GIL: on a GPU they wait for the decode.
+get_logits, get_embeddings = c._lib["llama_get_logits"], c._lib["llama_get_embeddings"]  # noqa: SLF001
+for _function in (get_logits, get_embeddings):
+    _function.restype, _function.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 
 # (name, result, arguments): the microsecond calls
 for _name, _result, _arguments in (

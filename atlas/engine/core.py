@@ -34,7 +34,9 @@ from atlas.types import Delta, EngineStats, Generation
 log = structlog.get_logger("atlas.engine")
 
 T = TypeVar("T")
-HAND_OVER_S = 0.016  # a frame of a display: steps within it share a call into the event loop (chosen; measured: docs/log.md)
+# Steps within this time share a call into the event loop. Its work, and the client's, takes processors from a step on a CPU
+# (measured: docs/log.md), so there 30 times a second; from a step on a GPU it takes nothing.
+HAND_OVER_CPU_S, HAND_OVER_GPU_S = 0.033, 0.004
 UNFOLLOWED_HAND_OVER_S = 0.05  # of whole answers and races the ends are read, at once, and a race's words for repetition (chosen)
 
 
@@ -86,6 +88,7 @@ class Core:
         prefill_step_s: float,
         host_tokens: int,
         splits_steps: bool,
+        hand_over_s: float,
         costs: RowCosts,
         speculator: Speculator | None,
         loop: asyncio.AbstractEventLoop,
@@ -104,6 +107,7 @@ class Core:
         )
         self._computer = Computer(runner, self._scheduler)
         self._costs, self._speculator = costs, speculator
+        self._hand_over_s = hand_over_s
         self._inbox: deque[Message] = deque()
         self._wake = threading.Event()
         self._is_stopping = False
@@ -203,7 +207,7 @@ class Core:
             log.error("step.failed", exc_info=error)
             self._fail_all(error if isinstance(error, AtlasError) else EngineFailed(f"engine step failed: {error!r}"))
         self._cells_live = self._scheduler.cells_live
-        wait_s = HAND_OVER_S if self._is_followed else UNFOLLOWED_HAND_OVER_S
+        wait_s = self._hand_over_s if self._is_followed else UNFOLLOWED_HAND_OVER_S
         if self._is_urgent or not self._scheduler.has_work or time.monotonic() - self._delivered_at >= wait_s:
             self._deliver()
 

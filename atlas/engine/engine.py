@@ -20,7 +20,7 @@ import structlog
 from atlas.engine.adapters import Adapter, Adapters
 from atlas.engine.chat_format import ChatFormat
 from atlas.engine.context import Opened, absolute, flash_attention, has_gpu_layers, host_tokens, open_context
-from atlas.engine.core import Allow, Cancel, Core
+from atlas.engine.core import HAND_OVER_CPU_S, HAND_OVER_GPU_S, Allow, Cancel, Core
 from atlas.engine.embedder import Embedder, open_embedder
 from atlas.engine.grammar import Grammars, Matcher
 from atlas.engine.group import Group
@@ -116,6 +116,7 @@ class LlamaEngine:
             chunk_tokens=settings.prefill_chunk_tokens,
             prefill_step_s=settings.prefill_step_ms / 1000,
             splits_steps=not has_gpu_layers(settings),
+            hand_over_s=HAND_OVER_GPU_S if has_gpu_layers(settings) else HAND_OVER_CPU_S,
             costs=costs,
             speculator=speculator,
             host_tokens=host_tokens(model, runner, settings),

@@ -99,10 +99,10 @@ class PrefixTree:
 
     def extend(self, seq_ids: Sequence[int], tokens: Tokens) -> None:
         """These sequences, which have the same `end`, share new cells for `tokens` behind it."""
-        node, holders = self._ends[seq_ids[0]], set(seq_ids)
-        is_theirs = node.parent is not None and node.holders == holders and not node.children
-        if not is_theirs:
-            child = Node(node, holders=holders)
+        node = self._ends[seq_ids[0]]
+        is_theirs = node.parent is not None and not node.children and len(node.holders) == len(seq_ids)
+        if not (is_theirs and node.holders.issuperset(seq_ids)):
+            child = Node(node, holders=set(seq_ids))
             node.children.setdefault(int(tokens[0]), child)
             node = child
             self._ends.update(dict.fromkeys(seq_ids, child))

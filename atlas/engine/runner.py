@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atlas.engine.binding import c, fast
+from atlas.engine.binding import c, fast, get_embeddings, get_logits
 from atlas.engine.hardware import has_unsafe_amx
 from atlas.errors import EngineFailed, ModelFileError
 
@@ -169,6 +169,7 @@ class Batch:
             self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
         self.num_rows = self.num_outputs = self._num_ids = 0
+        self._layout: Seq[Seq[int]] = ()  # `rows` that `add_each` has begun this batch with, or the one before it
 
     def clear(self) -> None:
         self.num_rows = self.num_outputs = self._num_ids = 0
@@ -182,13 +183,15 @@ class Batch:
         first, last = self.num_rows, self.num_rows + len(tokens)
         if last > self.capacity:
             raise ValueError(f"{last} rows in a batch of {self.capacity}")
+        self._layout = ()
         self.tokens[first:last] = tokens
         self.positions[first:last] = (
             range(start, start + len(tokens)) if len(tokens) < 8 else np.arange(start, start + len(tokens))
         )
         self._ids_of[first:last] = self._addresses[self._num_ids]
         self._num_of[first:last] = len(seq_ids)
-        self._take_ids(seq_ids)
+        self._seq_ids[self._num_ids : self._num_ids + len(seq_ids)] = seq_ids
+        self._num_ids += len(seq_ids)
         self.outputs[first:last] = 0
         if output:
             self.outputs[last - 1] = 1
@@ -201,17 +204,16 @@ class Batch:
         if last > self.capacity:
             raise ValueError(f"{last} rows in a batch of {self.capacity}")
         self.tokens[first:last], self.positions[first:last] = tokens, positions
-        lengths = [len(row) for row in rows]
-        self._num_of[first:last] = lengths
-        self._ids_of[first:last] = self._addresses[list(accumulate(lengths[:-1], initial=self._num_ids))]
-        self._take_ids([seq_id for row in rows for seq_id in row])
-        self.outputs[first:last] = 1
+        if first or rows != self._layout:  # else all of this stands there from the last step
+            lengths = [len(row) for row in rows]
+            self._num_of[first:last] = lengths
+            self._ids_of[first:last] = self._addresses[list(accumulate(lengths[:-1], initial=self._num_ids))]
+            self._seq_ids[self._num_ids : self._num_ids + sum(lengths)] = [seq_id for row in rows for seq_id in row]
+            self.outputs[first:last] = 1
+            self._layout = () if first else rows
+        self._num_ids += sum(map(len, rows))
         self.num_outputs += len(tokens)
         self.num_rows = last
-
-    def _take_ids(self, seq_ids: Seq[int]) -> None:
-        self._seq_ids[self._num_ids : self._num_ids + len(seq_ids)] = seq_ids
-        self._num_ids += len(seq_ids)
 
     def as_struct(self) -> Any:
         self._struct.n_tokens = self.num_rows
@@ -300,11 +302,11 @@ class Runner:
 
     def logits(self) -> Rows:
         """Logits of the last decode's outputs in batch order: (num_outputs, vocab_size), valid and writable until the next."""
-        return self._logits.rows(c.llama_get_logits(self._handle), self._num_outputs)
+        return self._logits.rows(get_logits(self._handle), self._num_outputs)
 
     def states(self) -> Rows:
         """Hidden states after the output norm: (num_outputs, width), of a decode with `features`; valid until the next."""
-        return self._states.rows(c.llama_get_embeddings(self._handle), self._num_outputs)
+        return self._states.rows(get_embeddings(self._handle), self._num_outputs)
 
     def share(self, source: int, target: int, length: int) -> None:
         """Let sequence `target` use the first `length` cells of `source`: no copy in unified KV."""
@@ -345,10 +347,10 @@ class _Output:
         self._address = 0
         self._view: Rows = np.empty((0, width), np.float32)
 
-    def rows(self, pointer: Any, count: int) -> Rows:
-        """The first `count` rows, (count, width), at `pointer`."""
-        address = ctypes.addressof(pointer.contents)
+    def rows(self, address: int, count: int) -> Rows:
+        """The first `count` rows, (count, width), at `address`."""
         if address != self._address:
+            pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
             self._address, self._view = address, np.ctypeslib.as_array(pointer, shape=self._shape)
         return self._view[:count]
 
