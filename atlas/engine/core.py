@@ -351,7 +351,10 @@ class Core:
         self._live.clear()
 
     def _tell(self, group: Group) -> News:
-        return self._news.setdefault(group, News([], [], {}))
+        news = self._news.get(group)
+        if news is None:
+            news = self._news[group] = News([], [], {})
+        return news
 
     def _deliver(self) -> None:
         if self._news:

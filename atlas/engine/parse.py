@@ -82,10 +82,20 @@ class OutputParser:
 
     def feed(self, text: str) -> Parsed:
         """Take the next text; return what it settled."""
+        if self._is_at_rest and text and "<" not in text:  # nearly every token of an answer
+            self._text.append(text)
+            self._seen = (len(self._text), len(self._reasoning))
+            return Parsed(text, "", ())
         self._buffer += text
         while self._buffer and self._step():
             pass
         return self._take()
+
+    @property
+    def _is_at_rest(self) -> bool:
+        """In the midst of text, of which nothing is held back or dropped."""
+        is_elsewhere = self._is_reasoning or self._call is not None
+        return not (is_elsewhere or self._holds_newlines or self._trims or self._buffer or self._newlines)
 
     def finish(self) -> Parsed:
         """No more text will come: return what was held back."""

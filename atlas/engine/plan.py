@@ -31,7 +31,7 @@ class Part(NamedTuple):
     @property
     def seq_ids(self) -> tuple[int, ...]:
         """Where the context keeps them."""
-        return tuple(sequence.placed_at for sequence in self.sequences)
+        return tuple([sequence.placed_at for sequence in self.sequences])
 
 
 class Plan(NamedTuple):
