@@ -16,7 +16,8 @@ that hashes 2,000 files ("compute"); see benchmarks/steps.py.
 
 `--gpu` measures steps and servers on a GPU instead: see benchmarks/gpu.py.
 
-    python -m benchmarks.engine [--runs 5] [--threads 2] [--prompt 64] [--tokens 48] [--models vocabulary 600m compute]
+    python -m benchmarks.engine [--runs 5] [--threads 2] [--prompt 64] [--tokens 48] [--streams 1 4 8 20 32]
+                                [--models vocabulary 600m compute]
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Load(NamedTuple):
     run: Callable[[Peer, int], Awaitable[float]]  # to tokens per second
 
 
-def loads(*, prompt_tokens: int, max_tokens: int) -> list[Load]:
+def loads(at_once: Sequence[int], *, prompt_tokens: int, max_tokens: int) -> list[Load]:
     def text(run: int, number: int) -> str:  # one byte, one token
         return f"{run:04d} {number:04d} ".ljust(prompt_tokens, "x")
 
@@ -85,7 +86,7 @@ def loads(*, prompt_tokens: int, max_tokens: int) -> list[Load]:
             raise SystemExit(f"{peer.name} did not answer in full: {answer.text[:300]}")
         return BEST_OF * max_tokens / seconds
 
-    return [*map(streams, STREAMS), Load(f"best of {BEST_OF}", best_of)]
+    return [*map(streams, at_once), Load(f"best of {BEST_OF}", best_of)]
 
 
 async def compare(peers: Sequence[Peer], todo: Sequence[Load], *, runs: int) -> list[dict[str, Any]]:
@@ -160,7 +161,7 @@ async def latencies(peers: Sequence[Peer], *, runs: int) -> dict[str, dict[str, 
 
 
 async def measured(model: str, path: Path, home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    todo = loads(prompt_tokens=arguments.prompt, max_tokens=arguments.tokens)
+    todo = loads(arguments.streams, prompt_tokens=arguments.prompt, max_tokens=arguments.tokens)
     start = {"threads": arguments.threads, "cells": CELLS}
     with ExitStack() as stack:
         ours = stack.enter_context(atlas(path, home, **start))
@@ -208,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("runs", 5), ("threads", 2), ("prompt", 64), ("tokens", 48)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--streams", nargs="+", type=int, choices=STREAMS, default=STREAMS)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     arguments = parser.parse_args()
     report: dict[str, Any] = {"arguments": vars(arguments), "sampling": SAMPLING, "load": [os.getloadavg()[0]], "models": {}}

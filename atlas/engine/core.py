@@ -274,6 +274,8 @@ class Core:
             return
         if self._speculator is not None and (room := self._scheduler.room_for_drafts(plan)) > 0:
             plan = self._scheduler.with_drafts(plan, self._speculator.drafts(plan.decode, room))
+        if plan.prefill:
+            self._deliver()  # such a step may take long
         drafted = time.perf_counter()
         for part in plan.prefill:
             for sequence in part.sequences:
