@@ -2,8 +2,8 @@
 
 A step's logits are (rows, vocabulary) float32: 12 MB for 20 rows of Qwen3. Full C chains over them cost 10.9 ms a step, so a few
 whole-batch numpy calls first keep what can be drawn: no worse than the last that top-k may choose, and within 14 nats of the
-row's best (what is dropped has less than e**-14 of the best token's probability each). The C chain, or argmax, sees only that. Few
-large calls also mean few GIL hand-overs.
+row's best (what is dropped has less than e**-14 of the best token's probability each). The C chain, or argmax, sees only that.
+Few large calls also mean few GIL hand-overs.
 
 Order, as llama.cpp: penalties and bias, grammar, top-k, top-p, min-p, temperature, draw.
 """
