@@ -302,6 +302,7 @@ def test_colours_follow_the_system_until_somebody_chooses(page: Any) -> None:
     page.emulate_media(color_scheme="dark")
     dark = page.evaluate(ground)
     assert dark != light
-    page.get_by_role("button", name="Light").click()
+    with page.expect_navigation():  # what is asked for between two pages is asked of neither
+        page.get_by_role("button", name="Light").click()
     assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
     page.get_by_role("button", name="Auto").click()
