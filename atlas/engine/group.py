@@ -55,7 +55,7 @@ class Group:
         self._on_allowance = on_allowance
         self._num_tokens = [0] * num_candidates
         self._deltas: list[Delta] = []
-        self._num_unread = 0  # of those that its reader has taken
+        self._unread: list[Delta] = []  # of those that its reader has taken, the next one last
         self._error: Exception | None = None
         self._waiting: list[asyncio.Future[None]] = []
         self._milestones: list[tuple[int, asyncio.Future[None]]] = []
@@ -67,8 +67,8 @@ class Group:
 
     @property
     def has_more(self) -> bool:
-        """Whether its reader will get another delta without waiting."""
-        return bool(self._num_unread or self._deltas)
+        """Whether its reader will get another delta that ends no candidate without waiting."""
+        return any(delta.finish_reason is None for delta in (self._unread[-1:] or self._deltas[:1]))
 
     @property
     def num_generated(self) -> int:
@@ -120,11 +120,9 @@ class Group:
     async def __aiter__(self) -> AsyncIterator[Delta]:
         """Deltas of all candidates in the order they came. Raises what made the group fail."""
         while True:
-            deltas, self._deltas = self._deltas, []
-            self._num_unread = len(deltas)
-            for delta in deltas:
-                self._num_unread -= 1
-                yield delta
+            self._unread, self._deltas = self._deltas[::-1], []
+            while self._unread:
+                yield self._unread.pop()
             if not self._deltas:
                 if self.is_done:
                     break

@@ -140,7 +140,7 @@ class Exchange:
 
     @property
     def has_more(self) -> bool:
-        """Whether more of its answer is there already: another delta, or what follows the last one."""
+        """Whether more of its answer is there already: words of another delta, or what follows when all is paid for."""
         groups = self.groups
         if any(group.has_more for group in groups):
             return True

@@ -135,8 +135,7 @@ class MessageStream:
         empty = wire.MessageReply(id=name, model=self.exchange.model, content=[], usage=to_usage(group, None))
         yield _named(wire.MessageStart(message=empty)) + _named(wire.Ping())
         async for _, delta in deltas(self.exchange):
-            for part in self._parts(delta):
-                yield _named(part)
+            yield b"".join(map(_named, self._parts(delta)))
         for part in self._end():
             yield _named(part)
 

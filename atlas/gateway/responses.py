@@ -70,8 +70,7 @@ class ResponseAnswer:
         for stage in ("created", "in_progress"):
             yield self._sent(wire.ResponseEvent(type=f"response.{stage}", response=self._reply))
         async for _, delta in deltas(self.exchange):
-            for part in self._parts(delta):
-                yield self._sent(part)
+            yield b"".join(map(self._sent, self._parts(delta)))
         for part in self._end(self.exchange.generations[0]):
             yield self._sent(part)
         await keep(self.exchange, self._items, self._reply)

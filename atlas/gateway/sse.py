@@ -32,6 +32,8 @@ def event(payload: msgspec.Struct, *, name: str = "") -> bytes:
 class EventStream(Stream):
     """Events of one exchange. The engine stops when the client goes away; while it is quiet there are comments.
 
+    There is a chunk for each delta, if an empty one: what came with it is sent then.
+
     Litestar's own stream cancels its generator instead, wherever that stands, and cannot speak for it while it waits.
     """
 
@@ -69,7 +71,7 @@ class Sending(ASGIStreamingResponse):
             ready: list[bytes] = []  # what has come together is sent together
             async for chunk in self.iterator:
                 ready.append(chunk)
-                if not self._exchange.has_more:
+                if not self._exchange.has_more and any(ready):
                     self._last_s = self._loop.time()
                     await send({"type": "http.response.body", "body": b"".join(ready), "more_body": True})
                     ready.clear()

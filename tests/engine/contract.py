@@ -261,31 +261,6 @@ async def a_schema_nobody_can_obey_is_refused(engine: Engine) -> None:
         await generate(engine, greedy(json_schema={"type": "zork"}))
 
 
-@check(lambda can: can.logprobs)
-async def logprobs_stand_beside_every_token(engine: Engine) -> None:
-    deltas, (generation,) = await follow(await engine.submit(greedy(top_logprobs=3, max_tokens=8)))
-    assert_whole(deltas, generation)
-    assert len(generation.logprobs) == generation.num_tokens == 8
-    assert b"".join(logprob.text for logprob in generation.logprobs).decode() == generation.text
-    for logprob in generation.logprobs:
-        values = [value for _, _, value in logprob.top]
-        assert len(values) == 3
-        assert values == sorted(values, reverse=True)
-        assert logprob.top[0][1:] == (logprob.text, logprob.logprob), "greedy takes the likeliest"
-        assert sum(map(math.exp, values)) <= 1 + 1e-4
-    assert generation.mean_logprob == pytest.approx(sum(logprob.logprob for logprob in generation.logprobs) / 8, abs=1e-4)
-    if generation.tokens:
-        assert generation.tokens == tuple(logprob.token for logprob in generation.logprobs)
-    (bare,) = await generate(engine, greedy(top_logprobs=0, max_tokens=4))
-    assert [logprob.top for logprob in bare.logprobs] == [()] * 4
-    (asked, unasked) = (
-        *await generate(engine, greedy(mean_logprob=True, max_tokens=8)),
-        *await generate(engine, greedy(max_tokens=8)),
-    )
-    assert unasked.mean_logprob is None
-    assert asked.mean_logprob is None or asked.mean_logprob == pytest.approx(generation.mean_logprob, abs=0.1)
-
-
 @check(lambda can: can.features)
 async def features_are_as_wide_as_the_model(engine: Engine) -> None:
     generations = await generate(engine, greedy(features=True, n=2, max_tokens=4))

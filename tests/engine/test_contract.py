@@ -14,7 +14,7 @@ from atlas.engine import Engine, RemoteEngine, ScriptedEngine, load_engine
 from atlas.gateway import create_app
 from atlas.settings import EngineSettings
 from tests import ggufs
-from tests.engine import contract_allowance, contract_grammar  # noqa: F401  enter their checks
+from tests.engine import contract_allowance, contract_grammar, contract_logprobs  # noqa: F401  enter their checks
 from tests.engine.contract import CHECKS, TOOL_SEED, Check, Needs
 from tests.gateway.conftest import KEY, MODEL, deps_of
 

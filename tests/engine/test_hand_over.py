@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
+from atlas.engine import Group
 from atlas.engine import engine as engine_module
-from atlas.types import Prompt, Sampling
+from atlas.types import Delta, Prompt, Sampling
 from tests import ggufs
 from tests.engine.test_llama import running
 
@@ -43,3 +44,13 @@ async def test_an_end_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not long.is_done
         long.cancel()
         await long.all()
+
+
+async def test_words_do_not_wait_for_the_end_that_came_with_them() -> None:
+    """What is sent together is what can be had without waiting: before an end is told it is paid for."""
+    group = Group(1, prompt_tokens=1, cancel=lambda _: None)
+    group.put([Delta(text="a"), Delta(text="b"), Delta(finish_reason="stop")])
+    reader = aiter(group)
+    assert ((await anext(reader)).text, group.has_more) == ("a", True)
+    assert ((await anext(reader)).text, group.has_more) == ("b", False)
+    assert ((await anext(reader)).finish_reason, group.has_more) == ("stop", False)
