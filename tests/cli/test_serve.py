@@ -300,3 +300,19 @@ def test_the_parent_imports_no_framework_and_no_model(server: RunningServer) -> 
     maps = Path(f"/proc/{server.process.pid}/maps").read_text()
     for name in ("libllama", "torch", "httptools", "uvloop"):
         assert name not in maps
+
+
+def malloc_of(server: RunningServer) -> list[str]:
+    """What its serving process tells glibc's malloc."""
+    pairs = Path(f"/proc/{server.child}/environ").read_text().split("\0")
+    return next(pair.partition("=")[2] for pair in pairs if pair.startswith("GLIBC_TUNABLES=")).split(":")
+
+
+def test_the_serving_process_asks_for_huge_pages_unless_the_operator_says_otherwise(
+    launch_server: Launcher, tmp_path: Path
+) -> None:
+    asking, told = launch_server(), launch_server(data_dir=tmp_path / "told", GLIBC_TUNABLES="glibc.malloc.hugetlb=0")
+    for server in (asking, told):
+        server.wait_ready()
+    assert malloc_of(asking) == ["glibc.malloc.hugetlb=1"]
+    assert malloc_of(told)[-1] == "glibc.malloc.hugetlb=0"  # glibc takes the last
