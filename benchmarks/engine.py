@@ -16,7 +16,7 @@ that hashes 2,000 files ("compute"); see benchmarks/steps.py.
 
 `--gpu` measures steps and servers on a GPU instead: see benchmarks/gpu.py.
 
-    python -m benchmarks.engine [--runs 5] [--threads 2] [--prompt 64] [--tokens 48] [--streams 1 4 8 20 32]
+    python -m benchmarks.engine [--runs 5] [--threads 2] [--prompt N] [--tokens N] [--streams 1 4 8 20 32]
                                 [--models vocabulary 600m compute]
 """
 
@@ -48,10 +48,24 @@ BEST_OF = 20
 EXAMPLE = "example server"
 SLOTS = max(STREAMS)
 LEAST_ANSWERS = 8  # of one turn; one or four at a time follow one another, since a single short answer is soon over
-MODELS = {"vocabulary": models.vocabulary, "600m": models.qwen3_600m, "compute": models.compute}
 T95 = (math.inf, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)  # Student's t, one-sided, by degrees of freedom
 LONG_PROMPT = 4000
 SHARED_PROMPT = 2000
+
+
+class Subject(NamedTuple):
+    """A model, and how long its prompts and answers are: a token of "600m" takes twenty times as long as one of "vocabulary"."""
+
+    make: Callable[[Path], Path]
+    prompt_tokens: int
+    max_tokens: int
+
+
+MODELS = {
+    "vocabulary": Subject(models.vocabulary, 64, 48),
+    "600m": Subject(models.qwen3_600m, 32, 24),
+    "compute": Subject(models.compute, 64, 48),
+}
 
 
 class Load(NamedTuple):
@@ -161,16 +175,21 @@ async def latencies(peers: Sequence[Peer], *, runs: int) -> dict[str, dict[str, 
 
 
 async def measured(model: str, path: Path, home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    todo = loads(arguments.streams, prompt_tokens=arguments.prompt, max_tokens=arguments.tokens)
+    lengths = {"prompt_tokens": arguments.prompt or MODELS[model].prompt_tokens, "max_tokens": tokens_of(model, arguments)}
+    todo = loads(arguments.streams, **lengths)
     start = {"threads": arguments.threads, "cells": CELLS}
     with ExitStack() as stack:
         ours = stack.enter_context(atlas(path, home, **start))
         theirs = stack.enter_context(llama_server(path, slots=SLOTS, **start))
         example = stack.enter_context(example_server(path, **start))
-        report: dict[str, Any] = {"loads": await compare([ours, theirs, example], todo, runs=arguments.runs)}
+        report: dict[str, Any] = {**lengths, "loads": await compare([ours, theirs, example], todo, runs=arguments.runs)}
         if model == "compute":
             report["latencies"] = await latencies([ours, theirs], runs=arguments.runs)
     return report | {"alone": await alone(model, path, home.with_name(f"{home.name}-alone"), arguments)}
+
+
+def tokens_of(model: str, arguments: argparse.Namespace) -> int:
+    return int(arguments.tokens or MODELS[model].max_tokens)
 
 
 async def alone(model: str, path: Path, home: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -179,7 +198,8 @@ async def alone(model: str, path: Path, home: Path, arguments: argparse.Namespac
     with atlas(path, home, threads=arguments.threads, cells=CELLS, **more) as peer:
         runs = range(1, arguments.runs + 1)
         if model == "vocabulary":
-            return {"python": steps.medians([await steps.python_per_step(peer, run, tokens=arguments.tokens) for run in runs])}
+            tokens = tokens_of(model, arguments)
+            return {"python": steps.medians([await steps.python_per_step(peer, run, tokens=tokens) for run in runs])}
         if model == "compute":
             files = steps.make_files(home / "files")
             each = [await steps.gaps_in_a_busy_house(peer, 2 * run, tokens=100, folder=files) for run in runs]
@@ -207,7 +227,7 @@ def main() -> None:
         gpu.main()
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("runs", 5), ("threads", 2), ("prompt", 64), ("tokens", 48)):
+    for name, default in (("runs", 5), ("threads", 2), ("prompt", None), ("tokens", None)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--streams", nargs="+", type=int, choices=STREAMS, default=STREAMS)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
@@ -215,7 +235,7 @@ def main() -> None:
     report: dict[str, Any] = {"arguments": vars(arguments), "sampling": SAMPLING, "load": [os.getloadavg()[0]], "models": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
-            path = MODELS[name](Path(folder))
+            path = MODELS[name].make(Path(folder))
             report["models"][name] = asyncio.run(measured(name, path, Path(folder) / f"home-{name}", arguments))
             show(name, report["models"][name])
     report["load"].append(os.getloadavg()[0])

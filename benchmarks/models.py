@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.gguf_vocabulary import Vocabulary
-from tests.ggufs import Shape, add_layers, begin, end, random_gguf, scripted_gguf
+from tests.ggufs import Shape, add_layers, begin, end, quantised, random_gguf, scripted_gguf
 
 FULL_VOCABULARY = 151_936  # Qwen3's
 
@@ -32,14 +32,7 @@ def qwen3_600m(folder: Path) -> Path:
     """The shape of Qwen3-0.6B but for feed-forwards of 2,048 instead of 3,072; Q4_K_M. Needs 3 GB of memory while it is made."""
     shape: dict[str, Any] = {"layers": 28, "embd": 1024, "heads": 16, "kv_heads": 8, "head_dim": 128, "ctx": 32_768}
     whole = random_gguf(folder / "whole.gguf", vocab_pad=FULL_VOCABULARY, dtype=np.float16, **shape)
-    small = folder / "qwen3-600m.gguf"
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
-    llama_cpp.llama_log_set(_quiet, None)
-    if code := llama_cpp.llama_model_quantize(str(whole).encode(), str(small).encode(), params):
-        raise SystemExit(f"llama.cpp could not quantise {whole}: {code}")
-    whole.unlink()
-    return small
+    return quantised(whole, folder / "qwen3-600m.gguf", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M)
 
 
 EDITED = tuple(f" word{number}" for number in range(300))
@@ -106,6 +99,3 @@ def q6_k(rng: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]
     blocks = rng.integers(0, 256, (rows, columns // BLOCK, Q6_K_BYTES), np.uint8)
     blocks[..., -2:] = np.array([1.0 / (1370.0 * math.sqrt(columns))], np.float16).view(np.uint8)
     return blocks.reshape(rows, -1)
-
-
-_quiet = llama_cpp.llama_log_callback(lambda _level, _text, _user: None)  # must outlive every call that may log

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf
+import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +28,7 @@ Array = NDArray[Any]
 Branch = Mapping[str, float]  # piece -> probability; all of them lead to the step that follows
 Script = str | Sequence[str | Branch]
 
+_quiet = llama_cpp.llama_log_callback(lambda _level, _text, _user: None)  # must outlive every call that may log
 PEAK = 20.0  # logit of what the script says next, all others 0: one token in e**20 / vocabulary goes astray
 
 # The prompt for an answer ends in a newline, after a tool's result in a tab: a chain sees the last token only.
@@ -193,6 +195,17 @@ def calm_lora(seed: int) -> Path:
     return lora_gguf(session_folder() / f"calm-lora-{seed}.gguf", tiny_calm(), seed=seed, gain=0.5)
 
 
+def quantised(whole: Path, path: Path, ftype: int) -> Path:
+    """A model in one of llama.cpp's file types (enum llama_ftype); the one it is made of is deleted."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = ftype
+    llama_cpp.llama_log_set(_quiet, None)
+    if code := llama_cpp.llama_model_quantize(str(whole).encode(), str(path).encode(), params):
+        raise RuntimeError(f"llama.cpp could not quantise {whole}: {code}")
+    whole.unlink()
+    return path
+
+
 @functools.cache
 def session_folder() -> Path:
     """A folder for models that last as long as this process."""
@@ -229,6 +242,13 @@ def tiny_calm() -> Path:
 def tiny_draft() -> Path:
     """What layers add is a fifth less than in `tiny_calm`, so that it mostly guesses what that says."""
     return random_gguf(session_folder() / "draft.gguf", gain=0.4)
+
+
+@functools.cache
+def tiny_k_quants() -> Path:
+    """`tiny_random`, four times as wide, in Q4_K_M."""
+    whole = random_gguf(session_folder() / "whole.gguf", embd=256, dtype=np.float16)
+    return quantised(whole, session_folder() / "k-quants.gguf", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M)
 
 
 @functools.cache

@@ -15,8 +15,9 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
+from atlas.engine.embedding_runner import EmbeddingRunner
 from atlas.engine.minilm import HEADER, Reply, Request, frame
-from atlas.engine.runner import EmbeddingRunner, Model
+from atlas.engine.runner import Model
 from atlas.errors import BadRequest, ContextLengthExceeded, EngineFailed, ModelFileError
 from atlas.types import Embeddings
 

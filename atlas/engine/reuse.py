@@ -15,12 +15,32 @@ import numpy as np
 
 from atlas.engine.host_cache import HostCache
 from atlas.engine.radix import Match, PrefixTree, common_length
-from atlas.engine.runner import Tokens
+from atlas.engine.runner import Runner, Tokens
 from atlas.engine.sequence import Sequence
 
 WORTH_WAITING_TOKENS = 32  # a prompt lets one with a longer common prefix go first; chosen, unmeasured
-TILE_ROWS, ALMOST_TILE_ROWS = 64, 52  # llama.cpp's tiles begin at 64 rows, which take less time than 53 to 63 (docs/log.md)
 NOTHING = Match(0, None)
+
+
+class Tile(NamedTuple):
+    """So many rows take llama.cpp less time than a few less of them; `repeats`: so do their multiples.
+
+    Attributes:
+        almost: more rows than these take longer than a tile.
+    """
+
+    rows: int
+    almost: int
+    repeats: bool
+
+    def rounded(self, num_rows: int) -> int:
+        """As many rows, or, where those take less time, some more."""
+        begun = num_rows // self.rows * self.rows if self.repeats else 0
+        return begun + self.rows if self.almost < num_rows - begun < self.rows else num_rows
+
+
+FLASH_TILE = Tile(64, 52, repeats=False)  # flash attention on a CPU; measured with f16 weights (docs/log.md)
+K_QUANT_TILE = Tile(16, 11, repeats=True)  # products with K-quants on a CPU; measured with Q4_K_M and AVX-512 (docs/log.md)
 
 
 class Position(NamedTuple):
@@ -51,16 +71,17 @@ class Reuse(Protocol):
 
 
 class AnyPrefix:
-    """Of attention; `has_tiles`: by llama.cpp's flash attention on a CPU."""
+    """Of attention; `tile`: of rows that are cheap together."""
 
-    def __init__(self, tree: PrefixTree, host: HostCache, *, has_tiles: bool) -> None:
-        self._tree, self._host, self._has_tiles = tree, host, has_tiles
+    def __init__(self, tree: PrefixTree, host: HostCache, tile: Tile | None) -> None:
+        self._tree, self._host, self._tile = tree, host, tile
 
     def held(self, sequence: Sequence, positions: Iterable[Position]) -> Match:
         match = self._tree.match(sequence.ids[:-1], key=sequence.key)
-        fewer = sequence.length - TILE_ROWS
-        is_costly = self._has_tiles and 0 <= fewer < match.length < sequence.length - ALMOST_TILE_ROWS
-        return Match(fewer, match.holder if fewer else None) if is_costly else match
+        if self._tile is None:
+            return match
+        fewer = sequence.length - self._tile.rounded(sequence.length - match.length)
+        return Match(fewer, match.holder if fewer else None) if 0 <= fewer < match.length else match
 
     def begin(self, seq_id: int, sequence: Sequence, match: Match) -> None:
         self._tree.begin(seq_id, sequence.ids, match.length, key=sequence.key)
@@ -105,6 +126,13 @@ class WholeState:
         """Candidates of one prompt part before its last token."""
         parts_here = sequence.job.prompt.n > 1 and most == len(sequence.to_feed) > 1
         return most - 1 if parts_here else most
+
+
+def cpu_tile(runner: Runner) -> Tile | None:
+    """Of rows that are cheap together on a CPU."""
+    if runner.model.has_k_quants:
+        return K_QUANT_TILE
+    return FLASH_TILE if runner.has_flash_attention else None
 
 
 def _begins(wanted: Tokens, ids: Tokens) -> bool:

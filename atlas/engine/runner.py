@@ -28,6 +28,8 @@ State = NDArray[np.uint8]  # one sequence's cells, as llama.cpp writes them
 
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type
+# enum llama_ftype: K- and I-quants, whose products llama.cpp computes in blocks of 256 weights
+_K_QUANTS = frozenset(range(c.LLAMA_FTYPE_MOSTLY_Q2_K, c.LLAMA_FTYPE_MOSTLY_IQ1_M + 1)) - {c.LLAMA_FTYPE_MOSTLY_IQ4_NL}
 _quiet = c.llama_log_callback(lambda _level, _text, _user: None)  # must outlive every call that may log
 
 
@@ -130,6 +132,7 @@ class Model:
         self.train_context_tokens: int = c.llama_model_n_ctx_train(self.handle)
         self.size_bytes: int = c.llama_model_size(self.handle)
         self.num_parameters: int = c.llama_model_n_params(self.handle)
+        self.has_k_quants = c.llama_model_ftype(self.handle) & ~c.LLAMA_FTYPE_GUESSED in _K_QUANTS
         self.can_drop_tails = not (c.llama_model_is_recurrent(self.handle) or c.llama_model_is_hybrid(self.handle))
         template = c.llama_model_chat_template(self.handle, None)
         self.chat_template = template.decode("utf-8", "replace") if template else None
@@ -354,45 +357,6 @@ class _Output:
             pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
             self._address, self._view = address, np.ctypeslib.as_array(pointer, shape=self._shape)
         return self._view[:count]
-
-
-class EmbeddingRunner:
-    """A context that pools hidden states into one vector per text. Owned by one thread."""
-
-    def __init__(self, model: Model, *, context_tokens: int, threads: int = 1) -> None:
-        params = c.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = params.n_outputs_max = context_tokens
-        params.n_seq_max = 1
-        params.n_threads = params.n_threads_batch = threads
-        params.embeddings = True
-        if model.meta(f"{model.architecture}.pooling_type") is None:
-            params.pooling_type = c.LLAMA_POOLING_TYPE_MEAN
-        with model.adapters_lock:
-            self._handle = c.llama_init_from_model(model.handle, params)
-        if not self._handle:
-            raise ModelFileError(f"{model.path} cannot compute embeddings")
-        self._width = model.width
-        self._memory = c.llama_get_memory(self._handle)
-        self._batch = Batch(context_tokens)
-
-    def embed(self, tokens: Seq[int]) -> Rows:
-        """The pooled vector of one text, (width,), not normalised."""
-        if self._memory:
-            c.llama_memory_clear(self._memory, True)
-        self._batch.clear()
-        self._batch.add((0,), 0, tokens, output=True)
-        self._batch.outputs[: len(tokens)] = 1
-        if (code := c.llama_decode(self._handle, self._batch.as_struct())) != 0:
-            raise EngineFailed(f"embedding failed with {code} on {len(tokens)} tokens")
-        pointer = c.llama_get_embeddings_seq(self._handle, 0)
-        if not pointer:
-            raise EngineFailed("this model gives no pooled embedding")
-        return np.ctypeslib.as_array(pointer, shape=(self._width,)).copy()
-
-    def close(self) -> None:
-        if self._handle:
-            c.llama_free(self._handle)
-            self._handle = None
 
 
 def _in_small_pages(num_bytes: int) -> State:

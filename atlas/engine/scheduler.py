@@ -26,7 +26,7 @@ from atlas.engine.pace import Pace
 from atlas.engine.plan import Draft, Part, Plan
 from atlas.engine.race import Race, Row
 from atlas.engine.radix import Match, PrefixTree
-from atlas.engine.reuse import AnyPrefix, Position, Reuse, WholeState
+from atlas.engine.reuse import AnyPrefix, Position, Reuse, Tile, WholeState, cpu_tile
 from atlas.engine.rows import SharedRows
 from atlas.engine.runner import Runner
 from atlas.engine.sequence import Job, Sequence
@@ -54,7 +54,7 @@ class Scheduler:
         self._max_running = max_running
         self._pace, self._race = pace, race
         self._tree = PrefixTree()
-        self._reuse = self._policy(has_tiles=splits_steps and runner.has_flash_attention)
+        self._reuse = self._policy(cpu_tile(runner) if splits_steps else None)
         self._rows = SharedRows(self._tree, runner)
         self._free_ids = list(range(runner.num_sequences))
         self.finished = Finished(
@@ -96,9 +96,9 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self._waiting) or any(not sequence.is_spent for sequence in self.running)
 
-    def _policy(self, *, has_tiles: bool) -> Reuse:
+    def _policy(self, tile: Tile | None) -> Reuse:
         if self._runner.model.can_drop_tails:
-            return AnyPrefix(self._tree, self._host, has_tiles=has_tiles)
+            return AnyPrefix(self._tree, self._host, tile)
         return WholeState(self._tree, self._host)
 
     def add(self, sequence: Sequence) -> None:

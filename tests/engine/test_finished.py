@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
 from atlas.engine.finished import CARRIED_ROWS_IF_SAVED_CPU
-from atlas.engine.reuse import TILE_ROWS
 from atlas.engine.runner import Runner, State
 from atlas.types import Prompt, Sampling
 from tests import ggufs
@@ -61,18 +62,34 @@ async def test_a_prefix_stays_as_long_as_one_that_runs_holds_its_cells() -> None
 
 
 @pytest.mark.parametrize(
-    ("flash_attention", "length", "shared"),
-    [("off", 64, 20), ("on", 64, 10), ("on", 64, 20), ("on", 74, 20), ("on", 100, 20), ("on", 60, 5)],
+    ("flash_attention", "length", "shared", "rows"),
+    [
+        *(("off", 64, 20, 44), ("off", 64, 3, 61)),
+        *(("on", 64, 10, 64), ("on", 64, 20, 44), ("on", 74, 20, 64), ("on", 100, 20, 80), ("on", 60, 5, 55)),
+    ],
 )
-async def test_no_prompt_is_a_few_rows_short_of_a_tile(flash_attention: str, length: int, shared: int) -> None:
+async def test_no_prompt_is_a_few_rows_short_of_a_tile(flash_attention: str, length: int, shared: int, rows: int) -> None:
     """Fewer than 64 rows of a prompt take longer than 64 with llama.cpp's flash attention on a CPU."""
+    assert await rows_read(ggufs.tiny_random(), length, shared, flash_attention=flash_attention) == rows
+
+
+@pytest.mark.parametrize(
+    ("length", "shared", "rows"), [(32, 3, 32), (33, 5, 32), (64, 3, 64), (40, 13, 27), (200, 90, 112), (30, 2, 28), (31, 4, 27)]
+)
+async def test_k_quants_are_read_in_sixteens(length: int, shared: int, rows: int) -> None:
+    """12 to 15 rows more than a multiple of 16 take longer than the next with Q4_K_M."""
+    assert await rows_read(ggufs.tiny_k_quants(), length, shared) == rows
+
+
+async def rows_read(model: Path, length: int, shared: int, **settings: Any) -> int:
+    """Of a prompt that shares the beginning of one before it; what it is answered is what it is answered alone."""
     first, second = "x" * shared + "y" * 50, "x" * shared + "z" * (length - shared)
-    async with running(ggufs.tiny_random(), flash_attention=flash_attention, host_cache_tokens=0) as engine:
+    async with running(model, host_cache_tokens=0, **settings) as engine:
         await generate(engine, ask(first, max_tokens=2))
         before = engine.stats().cached_tokens
-        (alone,) = await generate(engine, ask(second, max_tokens=5))
+        (crowded,) = await generate(engine, ask(second, max_tokens=5))
         cached = engine.stats().cached_tokens - before
-    is_short = flash_attention == "on" and TILE_ROWS - 12 < length - shared < TILE_ROWS <= length
-    assert cached == (length - TILE_ROWS if is_short else shared)
-    async with running(ggufs.tiny_random(), flash_attention=flash_attention) as engine:
-        assert (await generate(engine, ask(second, max_tokens=5)))[0].tokens == alone.tokens
+    async with running(model, **settings) as engine:
+        (alone,) = await generate(engine, ask(second, max_tokens=5))
+    assert crowded.tokens == alone.tokens
+    return length - cached
