@@ -146,7 +146,7 @@ class Leg:
         group = self._group
         if group.allowance_tokens is None:
             return True
-        while not group.is_done and (parked := [c for c in self._candidates if c.is_open and group.is_spent(c.num_tokens)]):
+        while not group.is_done and (parked := [c for c in self._candidates if c.may_say_more and group.is_spent(c.num_tokens)]):
             if not group.is_ended:
                 await group.changed()
                 continue
@@ -251,6 +251,11 @@ class _Candidate:
         return self.finish_reason is None and not self.is_done
 
     @property
+    def may_say_more(self) -> bool:
+        """Of an answer that has all tokens it was asked for only the end is missing, which some peers send on its own."""
+        return self.is_open and self.num_tokens != self._prompt.max_tokens
+
+    @property
     def num_tokens(self) -> int:
         """Tokens so far, at least: a server may put several into a chunk."""
         return len(self._logprobs) or self._num_chunks
@@ -260,7 +265,8 @@ class _Candidate:
         gain = wire.gain(choice)
         text, reasoning = gain.content or "", gain.reasoning_content or gain.reasoning or ""
         calls = tuple(self._call(piece) for piece in gain.tool_calls) if gain.tool_calls else ()
-        logprobs = () if self._prompt.top_logprobs is None else wire.token_logprobs(choice.logprobs)
+        num_top = self._prompt.top_logprobs
+        logprobs = () if num_top is None else wire.token_logprobs(choice.logprobs, num_top)
         self._text.append(text)
         self._reasoning.append(reasoning)
         self._logprobs.extend(logprobs)

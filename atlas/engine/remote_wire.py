@@ -160,22 +160,22 @@ def finish_reason(name: str) -> FinishReason:
     return _finish_reasons.get(name, "stop")
 
 
-def token_logprobs(found: Logprobs | None) -> tuple[TokenLogprob, ...]:
-    """Log-probabilities of a chunk; ids are unknown."""
+def token_logprobs(found: Logprobs | None, num_top: int) -> tuple[TokenLogprob, ...]:
+    """Log-probabilities of a chunk, with so many alternatives at most; ids are unknown."""
     if found is None:
         return ()
     if found.content is not None:
-        return tuple(_chat_logprob(entry) for entry in found.content)
+        return tuple(_chat_logprob(entry, num_top) for entry in found.content)
     tokens, values = found.tokens or [], found.token_logprobs or []
     tops = found.top_logprobs or [None] * len(tokens)
     return tuple(
-        TokenLogprob(token=UNKNOWN_TOKEN, text=token.encode(), logprob=value or 0.0, top=_plain_top(top))
+        TokenLogprob(token=UNKNOWN_TOKEN, text=token.encode(), logprob=value or 0.0, top=_plain_top(top)[:num_top])
         for token, value, top in zip(tokens, values, tops, strict=False)
     )
 
 
-def _chat_logprob(entry: ContentLogprob) -> TokenLogprob:
-    top = tuple((UNKNOWN_TOKEN, _bytes(other), other.logprob) for other in entry.top_logprobs)
+def _chat_logprob(entry: ContentLogprob, num_top: int) -> TokenLogprob:
+    top = tuple((UNKNOWN_TOKEN, _bytes(other), other.logprob) for other in entry.top_logprobs[:num_top])
     return TokenLogprob(token=UNKNOWN_TOKEN, text=_bytes(entry), logprob=entry.logprob, top=top)
 
 
@@ -316,7 +316,7 @@ def path(prompt: Prompt) -> str:
 
 def _ask_plain(made: Body, prompt: Prompt) -> None:
     made.prompt = prompt.text if prompt.tokens is None else list(prompt.tokens)
-    made.suffix, made.logprobs = prompt.suffix, prompt.top_logprobs
+    made.suffix, made.logprobs = prompt.suffix, _num_top(prompt)
 
 
 def _ask_chat(made: Body, prompt: Prompt) -> None:
@@ -327,10 +327,15 @@ def _ask_chat(made: Body, prompt: Prompt) -> None:
     if prompt.json_schema is not None:
         made.response_format = _response_format(prompt.json_schema)
     if prompt.top_logprobs is not None:
-        made.logprobs, made.top_logprobs = True, prompt.top_logprobs
+        made.logprobs, made.top_logprobs = True, _num_top(prompt)
     if prompt.thinking is not None:
         made.chat_template_kwargs = {"enable_thinking": prompt.thinking}
     made.thinking_budget_tokens = prompt.thinking_budget_tokens
+
+
+def _num_top(prompt: Prompt) -> int | None:
+    """One where none are wanted beside the token's own: asked for none, llama-server sends no log-probabilities at all."""
+    return 1 if prompt.top_logprobs == 0 else prompt.top_logprobs
 
 
 def _message(message: Message) -> Turn:

@@ -89,7 +89,7 @@ async def test_every_field_of_a_prompt_reaches_the_peer() -> None:
     assert peer.requests[0][2] == {
         "model": "m", "n": 2, "stream": True, "stream_options": {"include_usage": True}, "stop": ["x"], "max_tokens": 7,
         "temperature": 0.0, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "seed": 0, "logit_bias": {"5": -1.0},
-        "repetition_penalty": 1.1, "logprobs": True, "top_logprobs": 0, "parallel_tool_calls": False,
+        "repetition_penalty": 1.1, "logprobs": True, "top_logprobs": 1, "parallel_tool_calls": False,
         "chat_template_kwargs": {"enable_thinking": False},
         "tools": [{"type": "function", "function": function}],
         "tool_choice": {"type": "function", "function": {"name": "f"}},
@@ -200,7 +200,14 @@ async def test_logprobs_of_chat_and_of_plain_completions_are_read() -> None:
             assert (logprob.text, logprob.logprob) == ("é".encode(), -0.5)
             assert [(text, value) for _, text, value in logprob.top] == [("é".encode(), -0.5), (b"x", -1.5)]
             assert generation.mean_logprob == -0.5
+        for prompt in (ask(top_logprobs=0), Prompt(text="x", top_logprobs=0)):
+            (logprob,) = (await answer(engine, prompt)).logprobs
+            assert (logprob.logprob, logprob.top) == (-0.5, ())
         await engine.close()
+    asked = [(request[2]["logprobs"], request[2].get("top_logprobs")) for request in peer.requests]
+    assert asked == [(True, 2), (2, None), (True, 1), (1, None)], (
+        "llama-server sends none at all when asked for none beside the token's"
+    )
 
 
 async def test_a_peer_that_sends_no_logprobs_when_asked_has_failed() -> None:

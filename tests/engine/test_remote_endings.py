@@ -18,7 +18,7 @@ from atlas.errors import (
     UpstreamFailed,
 )
 from atlas.types import Sampling
-from tests.engine.peer import DONE, SLOW, answer, ask, chat, error, event, running, until
+from tests.engine.peer import DONE, SLOW, USAGE, answer, ask, chat, error, event, running, until
 
 
 async def test_cancelling_everything_closes_the_connection_at_once() -> None:
@@ -190,6 +190,31 @@ async def test_a_parked_answer_is_not_read_so_that_the_peer_must_wait() -> None:
         group.allow(None)
         (generation,) = await group.all()
         assert len(generation.text) == count * size
+        await engine.close()
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+async def test_an_answer_of_all_its_tokens_waits_for_its_end_alone(is_ended: bool) -> None:
+    """As llama-server sends it: a chunk for each token, then the reason and the usage."""
+    async with running(chat__completions=(200, [*words(4), 0.1, chat({}, finish="length"), USAGE, DONE])) as peer:
+        engine = RemoteEngine(peer.url, model="m")
+        group = await engine.submit(ask(max_tokens=4, allowance_tokens=4))
+        if is_ended:
+            group.end()
+        (generation,) = await asyncio.wait_for(group.all(), 10)
+        assert (generation.text, generation.finish_reason) == ("xxxx", "length")
+        assert group.prompt_tokens == 9
+        await engine.close()
+
+
+async def test_a_peer_that_says_more_than_it_was_asked_for_waits_too() -> None:
+    async with running(chat__completions=(200, [*words(9), 30.0])) as peer:
+        engine = RemoteEngine(peer.url, model="m")
+        group = await engine.submit(ask(max_tokens=4, allowance_tokens=4))
+        assert await asyncio.wait_for(group.reached(5), 10)
+        await asyncio.sleep(0.1)
+        assert group.num_generated == 5
+        group.cancel()
         await engine.close()
 
 
