@@ -302,10 +302,9 @@ def test_the_parent_imports_no_framework_and_no_model(server: RunningServer) -> 
         assert name not in maps
 
 
-def malloc_of(server: RunningServer) -> list[str]:
-    """What its serving process tells glibc's malloc."""
-    pairs = Path(f"/proc/{server.child}/environ").read_text().split("\0")
-    return next(pair.partition("=")[2] for pair in pairs if pair.startswith("GLIBC_TUNABLES=")).split(":")
+def environment_of(server: RunningServer) -> str:
+    """Of its serving process, as `:A=1:B=2:`; glibc itself has cut GLIBC_TUNABLES at its colons."""
+    return ":" + Path(f"/proc/{server.child}/environ").read_text().replace("\0", ":")
 
 
 def test_the_serving_process_asks_for_huge_pages_unless_the_operator_says_otherwise(
@@ -314,5 +313,7 @@ def test_the_serving_process_asks_for_huge_pages_unless_the_operator_says_otherw
     asking, told = launch_server(), launch_server(data_dir=tmp_path / "told", GLIBC_TUNABLES="glibc.malloc.hugetlb=0")
     for server in (asking, told):
         server.wait_ready()
-    assert malloc_of(asking) == ["glibc.malloc.hugetlb=1"]
-    assert malloc_of(told)[-1] == "glibc.malloc.hugetlb=0"  # glibc takes the last
+    ask = ":GLIBC_TUNABLES=glibc.malloc.hugetlb=1:"
+    assert ask in environment_of(asking)
+    assert f"{ask}glibc.malloc.hugetlb" not in environment_of(asking)
+    assert f"{ask}glibc.malloc.hugetlb=0:" in environment_of(told), "glibc takes the last"
