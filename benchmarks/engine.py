@@ -18,6 +18,8 @@ that hashes 2,000 files ("compute"); see benchmarks/steps.py.
 
     python -m benchmarks.engine [--runs 5] [--threads 2] [--prompt N] [--tokens N] [--streams 1 4 8 20 32]
                                 [--models vocabulary 600m compute]
+
+By default prompts and answers are as long as suits each model (`MODELS`).
 """
 
 from __future__ import annotations

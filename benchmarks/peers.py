@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -50,6 +51,8 @@ def llama_server_binary() -> Path:
         return Path(chosen)
     binary = CACHE / "build/bin/llama-server"
     if not binary.exists():
+        if shutil.which("cmake") is None:
+            raise SystemExit("llama-server cannot be built without cmake: install it, or name a llama-server in LLAMA_SERVER")
         print("building llama-server once (several minutes)", file=sys.stderr)
         _build(_sources())
     return binary
